@@ -26,7 +26,7 @@ _syscall.restype = ctypes.c_long
 def os_error(
     code: int, call: str, path: str | bytes | os.PathLike[str] | None = None, *, detail: str = ""
 ) -> OSError:
-    """The :class:`OSError` for ``code`` out of ``call``: ``[Errno 16] umount2: Device or resource busy: '/x'``.
+    """The :class:`OSError` for ``code`` out of ``call``: ``umount2: Device or resource busy: '/x'``.
 
     ``detail`` is the kernel's own message where it gave one. The class is the errno's (``FileNotFoundError``,
     ``PermissionError``, …), as everywhere in Python.
