@@ -1,0 +1,40 @@
+"""openat2(2): open a path that the kernel keeps below a directory while it resolves it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+from layerlimit.linux.libc import check, syscall
+
+_NR_OPENAT2: Final = 437  # 5.6
+
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+RESOLVE_IN_ROOT: Final = 0x10
+
+
+class _OpenHow(ctypes.Structure):  # include/uapi/linux/openat2.h
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_SIZE: Final = ctypes.sizeof(_OpenHow)
+
+
+def openat2(directory: int, path: bytes, flags: int, *, resolve: int, mode: int = 0) -> int:
+    """Open ``path`` relative to the descriptor ``directory``; the new descriptor is close-on-exec.
+
+    ``resolve`` says how: with :data:`RESOLVE_IN_ROOT`, ``directory`` is what ``/`` means, so that absolute
+    links and ``..`` stay inside, even while others rename directories. The kernel answers EAGAIN when such a
+    rename makes it unsure; the call is then repeated a bounded number of times.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(100):
+        try:
+            return check(syscall(_NR_OPENAT2, directory, path, ctypes.byref(how), _SIZE), "openat2", path)
+        except BlockingIOError as error:
+            unsure = error
+    raise unsure
