@@ -1,6 +1,6 @@
 """statx(2): the facts about a file that :func:`os.stat` does not give, above all "is this a mount?".
 
-One call of about a microsecond, where reading mountinfo takes milliseconds once a thousand layers are mounted.
+One call of about a microsecond, where reading mountinfo takes milliseconds once thousands of mounts exist.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Statx:
 
 
 def statx(path: str | bytes | os.PathLike[str] | int) -> Statx:
-    """Look at ``path`` or an open descriptor; a last symbolic link is not followed, nothing is automounted."""
+    """Look at ``path`` or an open descriptor; a last symbolic link is not followed, nothing automounted."""
     buffer = _Statx()
     flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
     mask = _STATX_BASIC_STATS | _STATX_MNT_ID
