@@ -1,0 +1,177 @@
+"""What holds for every test: lanes, the scratch directory of the run, nothing left mounted or attached."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import tomllib
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layerlimit
+from tests import lanes, scratch
+
+COUNTS = Path(__file__).with_name("lane-counts.toml")
+
+_LANES = pytest.StashKey[dict[str, lanes.Lane]]()
+_RUN_DIRECTORY = pytest.StashKey[Path]()
+_LEFT_BEHIND = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("layerlimit")
+    group.addoption("--long", action="store_true", help="also run the tests marked long")
+    group.addoption("--lane", action="append", default=[], metavar="NAME", help="only tests of this lane")
+    group.addoption(
+        "--guest", choices=["short", "all"], default="short", help="what runs in the virtual machine"
+    )
+    group.addoption("--record-lane-counts", action="store_true", help=f"write {COUNTS.name}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest settles on its base directory
+def pytest_configure(config: pytest.Config) -> None:
+    wheel = os.environ.get("LAYERLIMIT_WHEEL")
+    if wheel and not Path(layerlimit.__file__).is_relative_to(wheel):
+        raise pytest.UsageError(f"the tests would run {layerlimit.__file__}, not the wheel in {wheel}")
+    scratch.sweep()
+    with ExitStack() as stack:
+        directory = stack.enter_context(scratch.run_directory())
+        probing = directory / "probe"
+        probing.mkdir()
+        config.stash[_LANES] = lanes.probe(probing)
+        config.stash[_RUN_DIRECTORY] = directory
+        config.stash[_LEFT_BEHIND] = []
+        if not config.option.basetemp:
+            config.option.basetemp = str(directory / "pytest")
+        os.environ["TMPDIR"] = tempfile.tempdir = str(directory / "tmp")
+        config.add_cleanup(stack.pop_all().close)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    directory = config.stash[_RUN_DIRECTORY]
+    found = config.stash[_LANES].values()
+    return [
+        f"kernel: {platform.release()} on {platform.machine()}",
+        f"privileges: user {os.geteuid()}, capabilities {lanes.capabilities():x}",
+        f"scratch: {directory} on {lanes.file_system(directory)}",
+        f"package: {Path(layerlimit.__file__).parent}",
+        f"lanes: {' '.join(lane.name for lane in found if not lane.missing)}",
+        *(f"lane missing: {lane.name} ({lane.missing})" for lane in found if lane.missing),
+        "programs: "
+        + " ".join(program if shutil.which(program) else f"(no {program})" for program in lanes.PROGRAMS),
+    ]
+
+
+def _lanes_of(item: pytest.Item) -> list[str]:
+    return [str(name) for mark in item.iter_markers("lane") for name in mark.args]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    found = config.stash[_LANES]
+    for item in items:
+        unknown = [name for name in _lanes_of(item) if name not in found]
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid}: no such lane: {unknown}; tests/lanes.py lists them")
+    _check_counts(config, items)
+
+    wanted = set(config.option.lane)
+    kept: list[pytest.Item] = []
+    deselected: list[pytest.Item] = []
+    for item in items:
+        long = item.get_closest_marker("long") is not None and not config.option.long
+        other = bool(wanted) and wanted.isdisjoint(_lanes_of(item))
+        (deselected if long or other else kept).append(item)
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = kept
+
+    for item in items:
+        missing = [found[name] for name in dict.fromkeys(_lanes_of(item)) if found[name].missing]
+        if missing:
+            reason = "; ".join(f"lane {lane.name}: {lane.missing}" for lane in missing)
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _check_counts(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A full run collects at least as many tests of each lane as the committed table says."""
+    option = config.option
+    counts = Counter(name for item in items for name in set(_lanes_of(item)))
+    counts["all"] = len(items)
+    if option.record_lane_counts:
+        rows = "".join(f"{name} = {count}\n" for name, count in sorted(counts.items()))
+        COUNTS.write_text(
+            "# The fewest tests that a full run collects, per lane. A test that disappears fails the run.\n"
+            "# `make lane-counts` writes this file.\n" + rows,
+            encoding="utf-8",
+        )
+        return
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if not whole or option.lane or option.keyword or option.markexpr or option.deselect or option.ignore:
+        return
+    expected = tomllib.loads(COUNTS.read_text(encoding="utf-8"))
+    short = [f"{name}: {counts[name]} of {count}" for name, count in expected.items() if counts[name] < count]
+    if short:
+        said = f"fewer tests collected than {COUNTS.name} says: {', '.join(short)}"
+        raise pytest.UsageError(f"{said} (on purpose? `make lane-counts`)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, pytest.CollectReport]:
+    """A module that skips itself as a whole would take its tests out of every count: that is a failure."""
+    report: pytest.CollectReport = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{collector.nodeid} skips itself; mark its tests with their lanes: {report.longrepr}"
+        )
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.TestReport]:
+    """A test skipped although everything it says it needs is there is a failure."""
+    report: pytest.TestReport = yield
+    found = item.config.stash[_LANES]
+    if report.skipped and not hasattr(report, "wasxfail"):
+        names = _lanes_of(item)
+        if not any(found[name].missing for name in names):
+            report.outcome = "failed"
+            report.longrepr = f"skipped although its lanes {names} are available: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the teardown of every fixture
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test that leaves a mount or a loop device below its directory fails; the next one starts clean."""
+    try:
+        yield
+    finally:
+        directory: Path | None = getattr(item, "funcargs", {}).get("tmp_path")
+        left = scratch.leftovers(directory, patience=2.0) if directory else []
+        if directory and left:
+            scratch.release(directory)
+    if left:
+        pytest.fail(f"left behind: {', '.join(left)}", pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The same for what fixtures of a wider scope made."""
+    config = session.config
+    left = scratch.leftovers(config.stash[_RUN_DIRECTORY], patience=2.0)
+    config.stash[_LEFT_BEHIND] = left
+    if left:
+        scratch.release(config.stash[_RUN_DIRECTORY])
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for left in config.stash[_LEFT_BEHIND]:
+        terminalreporter.write_line(f"FAILED: the run left behind: {left}", red=True)
