@@ -1,0 +1,454 @@
+"""The ``image`` limiter: one sparse ext4 file per limited layer, loop-mounted.
+
+    containers_quota/<id>.ext4   the image; its loop device inherits a flock on it
+    img/<id>                     where it is mounted; upper/ and work/ inside
+    diff/<id>                    bind mount of upper/ (of the root of an image that the Go driver made)
+
+**One attachment.** The flock is taken before LOOP_CONFIGURE and lives in the device's open file: whoever
+cannot take it looks for the live device of the image and mounts that, so that a place whose mounts were
+taken away behind our back comes back as the same superblock.
+
+**Proof.** :meth:`ImageLimiter.attach` never returns a place on trust: what is mounted at ``img/<id>`` must
+be a loop device whose backing file is, by device and inode, this layer's image; before mounting, the
+superblock must carry the UUID that was recorded when the layer was made and must fit the file.
+
+**Crash safety.** create: clone → own UUID → fsync (the driver removes a leftover). attach: nothing on disk
+changes; a killed process leaves a device that frees itself, or mounts that the next call proves and uses.
+resize: lengthen the file → grow the file system → the driver records it; repeating each step is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+import uuid as uuids
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from layerlimit.errors import Busy, Corrupt, InvalidArgument, NotSupported, from_os_error
+from layerlimit.limit import ext4
+from layerlimit.limit.protocol import Health, Limit, Place, Record, Usage
+from layerlimit.limit.template import Templates, detached, fill_inodes, mount_options
+from layerlimit.linux import files, loop, mount
+from layerlimit.linux.statfs import statfs
+from layerlimit.linux.statx import statx
+
+_RETRIES = 5
+_RETRY_SECONDS = 0.1
+_NO_PROCESS = "another process attaches or checks it right now; try again"
+
+
+class ImageLimiter:
+    """Images below one root directory; see the module for the layout. Implements ``Limiter``."""
+
+    name = "image"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.templates = Templates(root / "templates")
+
+    def image(self, id: str) -> Path:
+        """The image file of a layer."""
+        return self._root / "containers_quota" / f"{id}.ext4"
+
+    def _place(self, id: str) -> Path:
+        return self._root / "img" / id
+
+    def _upper_bind(self, id: str) -> Path:
+        return self._root / "diff" / id
+
+    def files(self, id: str) -> list[Path]:
+        return [self.image(id), self._place(id)]
+
+    # -- create ------------------------------------------------------------------------------------
+
+    def create(self, id: str, limit: Limit, owner: tuple[int, int]) -> Record:
+        image = self.image(id)
+        identity = uuids.uuid4()
+        with self.templates.open(limit, owner) as template:
+            image.parent.mkdir(mode=0o700, exist_ok=True)
+            try:
+                fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    files.copy_sparse(template.fd, fd, template.size)
+                    ext4.write_uuid(fd, identity.bytes)
+                    if limit.reserve:
+                        files.allocate(fd, template.size, image)
+                    os.fsync(fd)
+                except BaseException:
+                    os.unlink(image)
+                    raise
+                finally:
+                    os.close(fd)
+                self._place(id).mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise from_os_error(error, f"make the image of layer {id}") from error
+            return Record(
+                limit=limit,
+                limiter=self.name,
+                uuid=identity.hex,
+                fresh_blocks=template.free_blocks,
+                fresh_inodes=template.free_inodes,
+            )
+
+    # -- attach ------------------------------------------------------------------------------------
+
+    def attach(self, id: str, record: Record, *, read_only: bool = False) -> Place:
+        place, bind = self._place(id), self._upper_bind(id)
+        try:
+            image = self._stat(id)
+            fresh = not self._is_mounted(id, image)
+            if fresh:
+                self._mount(id, image, record, read_only=read_only)
+            elif not read_only:
+                self._make_writable(id)
+            upper = place if record.rooted else place / "upper"
+            work = None if record.rooted else place / "work"
+            self._bind(id, upper, bind)
+        except OSError as error:
+            raise from_os_error(error, f"attach the image of layer {id}") from error
+        return Place(upper=upper, work=work, fresh=fresh)
+
+    def _stat(self, id: str) -> os.stat_result:
+        try:
+            found = os.lstat(self.image(id))
+        except FileNotFoundError as error:
+            raise Corrupt(
+                f"the image {self.image(id)} of layer {id} is gone",
+                hint="restore it, or remove the layer; without it the layer has no limit and is not used",
+                code="image.missing",
+            ) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise Corrupt(
+                f"{self.image(id)} is not a regular file", hint="remove the layer", code="image.type"
+            )
+        return found
+
+    def _is_mounted(self, id: str, image: os.stat_result) -> bool:
+        """Whether img/<id> is a mount, which then must be of this very image and still fit it."""
+        place = self._place(id)
+        try:
+            here = statx(place)
+        except FileNotFoundError:
+            os.makedirs(place, mode=0o700)
+            return False
+        if not here.mount_root:
+            return False
+        try:
+            with loop.open_by_number(here.dev_major, here.dev_minor) as device:
+                proven = device.status().backs(image)
+        except OSError as error:
+            raise Corrupt(
+                f"{place} is mounted from something that is no attached image ({error})",
+                hint=f"unmount {place} and try again",
+                code="image.foreign",
+            ) from error
+        if not proven:
+            raise Corrupt(
+                f"{place} is mounted from another file than {self.image(id)}",
+                hint="the image was replaced while it was in use; put the original back, or unmount all of it",
+                code="image.swapped",
+            )
+        with self._opened(id, os.O_RDONLY) as fd:
+            ext4.read_superblock(fd, self.image(id))
+        return True
+
+    @contextlib.contextmanager
+    def _opened(self, id: str, flags: int) -> Iterator[int]:
+        fd = os.open(self.image(id), flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _mount(self, id: str, image: os.stat_result, record: Record, *, read_only: bool) -> None:
+        with self._opened(id, os.O_RDWR) as fd:
+            self._check_identity(fd, id, record)
+            if self._lock(fd):
+                if not ext4.read_superblock(fd, self.image(id)).clean:
+                    ext4.repair(self.image(id))
+                block = ext4.read_superblock(fd, self.image(id))
+                device = loop.attach(fd, self.image(id), block_size=512 if block.block_size < 4096 else 4096)
+            else:
+                live = loop.find(image)
+                if live is None:
+                    raise Busy(f"the image of layer {id} is locked", hint=_NO_PROCESS, code="image.locked")
+                device = live
+        with device:
+            if not device.status().backs(image):
+                raise Corrupt(f"{self.image(id)} was replaced", hint="try again", code="image.swapped")
+            self._mount_device(device.path, id, record, read_only=read_only)
+
+    def _lock(self, fd: int) -> bool:
+        """Take the image's flock; False when a live loop device has it. Waits for a passing holder."""
+        for _ in range(_RETRIES):
+            if files.try_flock(fd):
+                return True
+            if loop.find(os.fstat(fd)) is not None:
+                return False
+            time.sleep(_RETRY_SECONDS)
+        return files.try_flock(fd)
+
+    def _check_identity(self, fd: int, id: str, record: Record) -> None:
+        block = ext4.read_superblock(fd, self.image(id))
+        if record.uuid and block.uuid != record.uuid:
+            raise Corrupt(
+                f"{self.image(id)} is not the image that was made for layer {id}: its UUID is {block.uuid}, not {record.uuid}",
+                hint="put the original back, or remove the layer",
+                code="image.swapped",
+            )
+
+    def _mount_device(self, device: Path, id: str, record: Record, *, read_only: bool) -> None:
+        place = self._place(id)
+        try:
+            with mount.FsContext("ext4") as context:
+                context.set_string("source", device)
+                context.set_string("errors", "remount-ro")
+                for option in mount_options(record.limit):
+                    context.set_flag(option)
+                if read_only:
+                    context.set_flag("ro")
+                context.create()
+                with context.mount() as mounted:
+                    if not record.rooted:
+                        self._check_directories(mounted.fd, id)
+                    mounted.attach(place)
+        except OSError as error:
+            if (
+                error.errno == errno.EBUSY
+            ):  # the live superblock is read-only and we want to write, or reverse
+                raise Busy(
+                    f"the image of layer {id} is mounted elsewhere with other options", code="image.busy"
+                ) from error
+            if error.errno in (errno.EUCLEAN, errno.EINVAL, errno.EIO, errno.EBADMSG, errno.ENODATA):
+                raise Corrupt(
+                    f"the kernel refuses the image {self.image(id)}: {error.strerror}",
+                    hint=f"look at it with 'e2fsck -fn {self.image(id)}'; it is kept as it is",
+                    code="image.refused",
+                ) from error
+            raise
+
+    def _check_directories(self, root: int, id: str) -> None:
+        for name in ("upper", "work"):
+            try:
+                mode = os.stat(name, dir_fd=root, follow_symlinks=False).st_mode
+            except OSError:
+                mode = 0
+            if not stat.S_ISDIR(mode):
+                raise Corrupt(
+                    f"the image of layer {id} has no directory {name}/",
+                    hint="it was damaged or changed by hand; restore it, or remove the layer",
+                    code="image.layout",
+                )
+
+    def _make_writable(self, id: str) -> None:
+        """Refuse a degraded place; turn one that was attached read-only, as a parent, writable."""
+        place = self._place(id)
+        health = self.health(id)
+        if health.state == "degraded":
+            raise Corrupt(
+                f"layer {id} is degraded: {health.why}",
+                hint="unmount it everywhere; its next mount repairs it",
+                code="layer.degraded",
+            )
+        if not statfs(place).read_only:
+            return
+        with mount.FsContext.pick(place) as context:
+            context.set_flag("rw")
+            context.reconfigure()
+
+    def _bind(self, id: str, upper: Path, bind: Path) -> None:
+        """Have ``diff/<id>`` be the upper of the proven place, replacing anything stale there."""
+        want = statx(upper)
+        try:
+            have = statx(bind)
+        except FileNotFoundError:
+            bind.mkdir(mode=0o755, parents=True)
+            have = statx(bind)
+        if have.mount_root:
+            if (have.device, have.ino) == (want.device, want.ino):
+                return
+            self._unmount(bind, id)
+        mount.bind(upper, bind)
+
+    # -- detach ------------------------------------------------------------------------------------
+
+    def is_attached(self, id: str) -> bool:
+        return any(self._mount_root(path) for path in (self._upper_bind(id), self._place(id)))
+
+    def _mount_root(self, path: Path) -> bool:
+        try:
+            return statx(path).mount_root
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def detach(self, id: str) -> None:
+        for path in (self._upper_bind(id), self._place(id)):
+            while self._mount_root(path):
+                self._unmount(path, id)
+
+    def _unmount(self, path: Path, id: str) -> None:
+        for attempt in range(_RETRIES):
+            try:
+                mount.unmount(path)
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise from_os_error(error, f"unmount {path}") from error
+                if attempt == _RETRIES - 1:
+                    raise Busy(
+                        f"layer {id} is in use: {path} cannot be unmounted",
+                        hint="end the processes that have files open or their working directory there",
+                        code="layer.in_use",
+                    ) from error
+                time.sleep(_RETRY_SECONDS)
+
+    # -- measure -----------------------------------------------------------------------------------
+
+    def usage(self, id: str, record: Record) -> Usage:
+        place = self._place(id)
+        if self._mount_root(place):
+            space = statfs(place)
+            free_blocks, free_inodes, unit = space.bfree, space.ffree, space.frsize
+        else:
+            self._stat(id)
+            with self._opened(id, os.O_RDONLY) as fd:
+                block = ext4.read_superblock(fd, self.image(id))
+            free_blocks, free_inodes, unit = block.free_blocks, block.free_inodes, block.block_size
+        if not record.fresh_blocks:  # an image of the Go driver: what it had free when new is not known
+            with self._opened(id, os.O_RDONLY) as fd:
+                block = ext4.read_superblock(fd, self.image(id))
+            return Usage((block.blocks - free_blocks) * unit, block.inodes - free_inodes)
+        return Usage(
+            max(0, record.fresh_blocks - free_blocks) * unit, max(0, record.fresh_inodes - free_inodes)
+        )
+
+    def health(self, id: str) -> Health:
+        place = self._place(id)
+        if not self._mount_root(place):
+            return Health("detached")
+        here = statx(place)
+        name = os.path.basename(os.readlink(f"/sys/dev/block/{here.dev_major}:{here.dev_minor}"))
+        facts = Path("/sys/fs/ext4") / name
+        errors = int(_read(facts / "errors_count") or 0)
+        # Since 6.18 a file system that hit an error keeps its flags and only refuses writes
+        # ("emergency_ro"); before, it turned read-only. Either way it counted the error.
+        if errors:
+            where = _read(facts / "last_error_func") or "unknown place"
+            return Health("degraded", f"ext4 on {name} met {errors} error(s), the last in {where}")
+        return Health("ok")
+
+    def recovered(self, id: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._place(id) / "lost+found"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    # -- resize ------------------------------------------------------------------------------------
+
+    def resize(self, id: str, record: Record, limit: Limit) -> Record:
+        if record.rooted:
+            raise NotSupported(
+                f"the image of layer {id} was made by the Go driver and keeps its size",
+                hint="create a new layer with the limit you want and copy the data",
+                code="resize.go_image",
+            )
+        if limit.bytes < record.limit.bytes:
+            raise InvalidArgument(
+                f"layer {id} has a limit of {record.limit.bytes} bytes and cannot shrink to {limit.bytes}",
+                hint="a limit only grows",
+                code="resize.shrink",
+            )
+        image = self._stat(id)
+        try:
+            with self._opened(id, os.O_RDWR) as fd:
+                self._check_identity(fd, id, record)
+                block = ext4.read_superblock(fd, self.image(id))
+                per_group = block.inodes_per_group
+                target = max(
+                    ext4.image_size(limit, inodes_per_group=per_group), block.blocks * block.block_size
+                )
+                self._check_inodes(id, limit, target, per_group)
+                self._lengthen(fd, id, record, target)
+                if self._is_mounted(id, os.fstat(fd)):
+                    gained = self._grow_online(fd, id, limit, target, per_group)
+                else:
+                    gained = self._grow_offline(fd, id, limit, target, per_group)
+        except OSError as error:
+            raise from_os_error(error, f"grow layer {id} to {limit.bytes} bytes") from error
+        return replace(
+            record,
+            limit=limit,
+            fresh_blocks=record.fresh_blocks + gained[0],
+            fresh_inodes=record.fresh_inodes + gained[1],
+            growing=None,
+        )
+
+    def _check_inodes(self, id: str, limit: Limit, target: int, per_group: int) -> None:
+        possible = -(-target // ext4.GROUP) * per_group - ext4.SPARE_INODES
+        if limit.inodes is not None and limit.inodes > possible:
+            raise InvalidArgument(
+                f"layer {id} cannot have {limit.inodes} inodes with {limit.bytes} bytes, only {possible}",
+                hint="inodes grow with the bytes: ask for more bytes",
+                code="resize.inodes",
+            )
+
+    def _lengthen(self, fd: int, id: str, record: Record, target: int) -> None:
+        if os.fstat(fd).st_size < target:
+            os.ftruncate(fd, target)
+        if record.limit.reserve:
+            files.allocate(fd, target, self.image(id))
+        os.fsync(fd)
+
+    def _grow_online(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
+        place = self._place(id)
+        old = statfs(place)
+        here = statx(place)
+        with loop.open_by_number(here.dev_major, here.dev_minor) as device:
+            device.refresh_capacity()
+        try:
+            files.ext4_resize(place, target // old.frsize)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            # The longer file stays: its end is a hole, and the next call uses it.
+            raise NotSupported(
+                f"layer {id} cannot grow while it is mounted: {error.strerror}",
+                hint="growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then",
+                code="resize.online",
+            ) from error
+        if limit.inodes is not None:
+            root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fill_inodes(root, limit.inodes, per_group)
+            finally:
+                os.close(root)
+        new = statfs(place)
+        return new.blocks - old.blocks, new.files - old.files
+
+    def _grow_offline(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
+        if not self._lock(fd):
+            raise Busy(
+                f"the image of layer {id} is attached elsewhere", hint=_NO_PROCESS, code="image.locked"
+            )
+        if not ext4.read_superblock(fd, self.image(id)).clean:
+            ext4.repair(self.image(id))
+        old = ext4.read_superblock(fd, self.image(id))
+        ext4.grow(self.image(id), target // old.block_size)
+        if limit.inodes is not None:
+            with detached(self.image(id), limit) as root:
+                fill_inodes(root, limit.inodes, per_group)
+        new = ext4.read_superblock(fd, self.image(id))
+        os.fsync(fd)
+        return new.free_blocks - old.free_blocks, new.free_inodes - old.free_inodes
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,163 @@
+"""Files: hole-aware copies and clones, space, durability, locks, freezing.
+
+Each function is one kernel facility. Errors are :class:`OSError` with errno and the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from layerlimit.linux.libc import check, libc
+
+FICLONE = 0x40049409
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+EXT4_IOC_RESIZE_FS = 0x40086610
+
+_FLOCK = struct.Struct("=hh4xqqi4x")  # struct flock of x86-64, arm64 and every other LP64 Linux
+
+_fallocate = libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_syncfs = libc.syncfs
+_syncfs.argtypes = [ctypes.c_int]
+
+
+def copy_sparse(source: int, target: int, size: int) -> None:
+    """Copy the data extents of ``source`` to the empty file ``target`` and set its size; holes stay holes.
+
+    Uses a reflink where the file system has one, else SEEK_DATA/SEEK_HOLE with copy_file_range.
+    """
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY):
+            raise
+    os.ftruncate(target, size)
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but hole up to the end
+                return
+            raise
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        _copy_extent(source, target, start, end)
+        offset = end
+
+
+def _copy_extent(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        try:
+            copied = os.copy_file_range(source, target, end - start, start, start)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            copied = os.pwrite(target, os.pread(source, min(end - start, 1 << 20), start), start)
+        if copied == 0:
+            raise OSError(errno.EIO, "copy_file_range: source is shorter than its extents")
+        start += copied
+
+
+def allocate(fd: int, size: int, path: Path) -> None:
+    """Allocate the first ``size`` bytes on disk, keeping what is there (fallocate, mode 0)."""
+    check(_fallocate(fd, 0, 0, size), "fallocate", path)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(path: Path) -> None:
+    """syncfs: write everything of the file system that holds ``path``, and learn of errors."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        check(_syncfs(fd), "syncfs", path)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes, *, staging: Path | None = None, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data``: staged beside it (or in ``staging``), synced, renamed, directory synced.
+
+    After a crash the file has the old content or the new; a staged ``.<name>.new`` may remain.
+    """
+    new = (staging or path.parent) / f".{path.name}.new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(new, path)
+    sync_directory(path.parent)
+
+
+def lock_ranges(fd: int, offsets: list[int], *, exclusive: bool, wait: bool = True) -> bool:
+    """Lock one byte at each offset for this open file description; they go when ``fd`` is closed.
+
+    Open-file-description locks (``fcntl(2)``): they hold between threads as well as processes, as
+    long as each opens the file itself. Returns False when ``wait`` is False and one is taken; those
+    already taken then stay until ``fd`` is closed.
+    """
+    command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+    for offset in offsets:
+        try:
+            fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+        except OSError as error:
+            if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def try_flock(fd: int, *, exclusive: bool = True) -> bool:
+    """Take the flock of an open file without waiting; False when somebody else has it."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Hold the file system of ``path`` frozen (FIFREEZE): every writer waits until the block ends.
+
+    A process killed inside the block leaves it frozen; keep the block short.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, FIFREEZE, 0)
+        try:
+            yield
+        finally:
+            fcntl.ioctl(fd, FITHAW, 0)
+    finally:
+        os.close(fd)
+
+
+def ext4_resize(mount: Path, blocks: int) -> None:
+    """Grow a mounted ext4 to ``blocks`` file-system blocks; EPERM without CAP_SYS_RESOURCE."""
+    fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, EXT4_IOC_RESIZE_FS, struct.pack("=Q", blocks))
+    except OSError as error:
+        text = f"EXT4_IOC_RESIZE_FS: {os.strerror(error.errno or 0)}"
+        raise OSError(error.errno, text, str(mount)) from None
+    finally:
+        os.close(fd)
