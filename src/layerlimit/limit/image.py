@@ -150,7 +150,7 @@ class ImageLimiter:
         if not proven:
             raise Corrupt(
                 f"{place} is mounted from another file than {self.image(id)}",
-                hint="the image was replaced while it was in use; put the original back, or unmount all of it",
+                hint="the image was replaced in use; put the original back, or unmount all of it",
                 code="image.swapped",
             )
         with self._opened(id, os.O_RDONLY) as fd:
@@ -197,7 +197,7 @@ class ImageLimiter:
         block = ext4.read_superblock(fd, self.image(id))
         if record.uuid and block.uuid != record.uuid:
             raise Corrupt(
-                f"{self.image(id)} is not the image that was made for layer {id}: its UUID is {block.uuid}, not {record.uuid}",
+                f"{self.image(id)} is not the image of layer {id}: UUID {block.uuid}, not {record.uuid}",
                 hint="put the original back, or remove the layer",
                 code="image.swapped",
             )
@@ -363,7 +363,7 @@ class ImageLimiter:
                 hint="a limit only grows",
                 code="resize.shrink",
             )
-        image = self._stat(id)
+        self._stat(id)
         try:
             with self._opened(id, os.O_RDWR) as fd:
                 self._check_identity(fd, id, record)

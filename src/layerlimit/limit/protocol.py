@@ -84,7 +84,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """``state`` is ``ok``, ``degraded`` (turned read-only after an error) or ``detached``; ``why`` says more."""
+    """``state``: ``ok``, ``degraded`` (read-only after an error) or ``detached``; ``why`` says more."""
 
     state: str
     why: str = ""
@@ -96,7 +96,7 @@ class Limiter(Protocol):
     name: str
 
     def create(self, id: str, limit: Limit, owner: tuple[int, int]) -> Record:
-        """Make the limited place of ``id``, durably, and return what to remember; leave nothing on failure."""
+        """Make the limited place of ``id``, durably; returns what to remember, leaves nothing on failure."""
 
     def attach(self, id: str, record: Record, *, read_only: bool = False) -> Place:
         """Make sure that ``diff/<id>`` is the limited place of ``id``, proven, or raise. Idempotent."""

@@ -1,7 +1,7 @@
 """Templates: file systems made once per exact size, from which every image is cloned.
 
-    templates/<key>.ext4        a clean file system with upper/ and work/work/, verified by statfs
-    templates/<key>.ext4.<pid>.tmp   one being made, or left by a crash; never cloned, swept by age of its lock
+    templates/<key>.ext4              a clean file system with upper/ and work/work/, verified by statfs
+    templates/<key>.ext4.<pid>-*.tmp  one being made, or left by a crash; never cloned, swept
 
 A template is verified while nobody can see it, on a detached mount, and renamed into place when it is
 durable; two processes that make the same one both succeed. Templates are a cache: removing one is safe.
@@ -39,7 +39,7 @@ class Template:
 
 
 def mount_options(limit: Limit) -> tuple[str, ...]:
-    """How ext4 is mounted. ``noinit_itable``: inode tables stay holes until used, also in a reserved image."""
+    """How ext4 is mounted; ``noinit_itable`` leaves inode tables holes, also in a reserved image."""
     return ("noinit_itable",) if limit.reserve else ("noinit_itable", "discard")
 
 
