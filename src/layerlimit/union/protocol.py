@@ -22,8 +22,8 @@ class Mount:
 class Stack:
     """The directories that a union joins; all paths are absolute.
 
-    ``lowers`` are read only, the nearest one first. ``upper`` takes every change; None makes a view that cannot
-    be written. ``work`` is scratch space on the upper's mount, for the unions that say ``needs_work``.
+    ``lowers`` are read only, the nearest one first. ``upper`` takes every change; None makes a view that
+    cannot be written. ``work`` is scratch space on the upper's mount, for unions that say ``needs_work``.
     """
 
     lowers: tuple[Path, ...]
@@ -70,8 +70,8 @@ class Union(Protocol):
     def mount(self, stack: Stack, target: Path, *, read_only: bool = False) -> None:
         """Mount ``stack`` at the directory ``target``, over whatever is mounted there.
 
-        With ``read_only`` the upper is shown but cannot be written, by nobody and by no remount; it may be in
-        use as the upper of another mount. On failure nothing is left at ``target``; the error is typed and
+        With ``read_only`` the upper is shown as one more lower: nothing is written to it, and it may be the
+        upper of another mount meanwhile. On failure nothing is left at ``target``; the error is typed and
         carries the kernel's words.
         """
 

@@ -15,25 +15,31 @@ PAUSE: Final = 0.1  # seconds; a process that has just been killed still holds i
 
 
 def unmount_patiently(
-    target: Path, unmount: Callable[[Path], None], *, sleep: Callable[[float], None] = time.sleep
+    target: Path,
+    unmount: Callable[[Path], None],
+    mounted: Callable[[Path], bool],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Unmount ``target`` with ``unmount``, again while the kernel says EBUSY; then raise Busy.
 
-    A target that is not a mount point (EINVAL) or is gone (ENOENT) is unmounted already.
+    A target where nothing is ``mounted`` (any more) is success.
     """
     for left in reversed(range(TRIES)):
         try:
             unmount(target)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):
-                return
-            if error.errno != errno.EBUSY:
-                raise from_os_error(error, f"unmount {target}") from error
-            if not left:
+            if error.errno == errno.EBUSY and left:
+                sleep(PAUSE)
+                continue
+            if error.errno == errno.EBUSY:
                 raise Busy(
                     f"{target} is in use",
                     hint="a process has files open in it or works there: fuser -vm names it",
                 ) from error
-            sleep(PAUSE)
+            # EINVAL: not a mount point, but also one that a user namespace inherited and may not undo.
+            if error.errno in (errno.EINVAL, errno.ENOENT) and not mounted(target):
+                return
+            raise from_os_error(error, f"unmount {target}") from error
         else:
             return
