@@ -70,6 +70,12 @@ def invalid(message: str, *, code: str = "archive.invalid") -> InvalidArgument:
     return InvalidArgument(message, code=code)
 
 
+def printable(name: bytes) -> str:
+    """``name`` quoted for a message: any bytes, no control characters, never more than a line."""
+    text = name.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}")
+
+
 def parse_number(field: bytes, what: str) -> int:
     """The value of a numeric header field: octal digits, or GNU's base-256 form (may be negative).
 

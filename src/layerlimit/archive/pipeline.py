@@ -1,0 +1,230 @@
+"""The stream of a layer as uncompressed chunks, read, inflated and hashed beside their use.
+
+    stream → read → (inflate) → the caller extracts → hash → buffers go round again
+
+Each arrow is a queue, each word a thread; read, inflate and hash leave the interpreter lock while they
+work. Memory is the buffers, whatever the size of the layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Protocol, Self
+
+from layerlimit.archive.inflate import Compression, Inflater, detect
+from layerlimit.archive.limits import KIB, MIB, Limits
+
+CHUNK = MIB
+_RAW = 256 * KIB  # compressed bytes at a time, and the first look at any stream
+_BUFFERS = 6
+_RAW_BUFFERS = 3
+
+
+class Readable(Protocol):
+    """What a layer is read from: a file in binary mode, a pipe, a socket's file.
+
+    Where it has a ``readinto`` as well, that is used instead and saves a copy.
+    """
+
+    def read(self, size: int, /) -> bytes | None:
+        """At most ``size`` bytes, none at the end."""
+
+
+def _readinto_of(stream: Readable) -> Callable[[memoryview], int | None]:
+    own: Callable[[memoryview], int | None] | None = getattr(stream, "readinto", None)
+    if own is not None:
+        return own
+
+    def readinto(buffer: memoryview) -> int | None:
+        data = stream.read(len(buffer))
+        if data is None:
+            return None
+        buffer[: len(data)] = data
+        return len(data)
+
+    return readinto
+
+
+class _Stopped(Exception):
+    """The consumer is gone."""
+
+
+class _Filler:
+    """A thread that fills buffers ahead of :meth:`next`, and passes on what its work raises."""
+
+    def __init__(self, name: str, fill: Callable[[memoryview], int], *, size: int, count: int) -> None:
+        self._fill = fill
+        self._full: SimpleQueue[tuple[memoryview, int] | BaseException] = SimpleQueue()
+        self._free: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._size = size
+        self._unmade = count  # buffers come into being as they are needed
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def next(self) -> tuple[memoryview, int]:
+        """The next buffer and how many bytes it holds, 0 at the end; :meth:`release` it when done."""
+        item = self._full.get()
+        if isinstance(item, BaseException):
+            self._full.put(item)  # for whoever asks again
+            raise item
+        return item
+
+    def release(self, buffer: memoryview) -> None:
+        self._free.put(buffer)
+
+    def stop(self) -> None:
+        """Make the thread end as soon as it looks; wakes it, and whoever waits in :meth:`next`."""
+        self._free.put(None)
+        self._full.put(_Stopped())
+
+    def join(self, *, timeout: float | None = None) -> None:
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                buffer: memoryview | None
+                if self._unmade and self._free.empty():
+                    self._unmade -= 1
+                    buffer = memoryview(bytearray(self._size))
+                else:
+                    buffer = self._free.get()
+                if buffer is None:
+                    return
+                filled = self._fill(buffer)
+                self._full.put((buffer, filled))
+                if filled == 0:
+                    return
+        except BaseException as error:  # whatever it is belongs to the thread that asked for the work
+            self._full.put(error)
+
+
+class Source:
+    """The uncompressed bytes of ``stream`` in chunks, and their digest.
+
+    A context manager. Threads are started only for streams that do not end within the first 256 KiB. After
+    a failure, a thread may be left waiting for ``stream`` until its pending read returns; it then ends
+    without reading on.
+    """
+
+    def __init__(self, stream: Readable, *, limits: Limits | None = None) -> None:
+        self._readinto = _readinto_of(stream)
+        self._limits = limits or Limits()
+        self._hash = hashlib.sha256()
+        self._lent: tuple[memoryview, int] | None = None
+        self._first: tuple[memoryview, int] | None = None
+        self._stream_ended = False
+        self._ended = False
+        self._raw: _Filler | None = None
+        self._filler: _Filler | None = None
+        self._hasher: threading.Thread | None = None
+        self._to_hash: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
+        self._fill: Callable[[memoryview], int] = self._read
+        self._spare: memoryview | None = None
+        self._raw_lent: memoryview | None = None
+        self.compression = Compression.NONE
+
+    def __enter__(self) -> Self:
+        first = memoryview(bytearray(_RAW))
+        filled = self._read(first)
+        self._first = (first, filled)
+        self.compression = detect(bytes(first[: min(filled, 16)]))
+        threaded = not self._stream_ended
+        if self.compression is not Compression.NONE:
+            inflater = Inflater(self.compression, self._next_raw, limits=self._limits)
+            self._fill = inflater.fill
+            if threaded:
+                self._raw = _Filler("layer-read", self._read, size=_RAW, count=_RAW_BUFFERS)
+                self._raw.start()
+        if threaded:
+            self._filler = _Filler("layer-fill", self._fill, size=CHUNK, count=_BUFFERS)
+            self._filler.start()
+            self._hasher = threading.Thread(target=self._run_hasher, name="layer-hash", daemon=True)
+            self._hasher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._to_hash.put(None)
+        for filler in (self._raw, self._filler):
+            if filler is not None:
+                filler.stop()
+        if self._hasher is not None:
+            self._hasher.join()
+        if self._filler is not None and self._raw is not None:
+            self._filler.join()  # it waits for nothing but self._raw, which is stopped
+        reading = self._raw or self._filler
+        if reading is not None:
+            # Nobody can interrupt a read, and who feeds the stream may be waiting for us.
+            reading.join(timeout=None if self._stream_ended else 0.1)
+
+    def chunk(self) -> memoryview:
+        """The next chunk, valid until the next call; empty at the end. Whole chunks but for the last one."""
+        if self._ended:
+            return memoryview(b"")
+        if self._lent is not None:
+            self._finish_chunk(*self._lent)
+            self._lent = None
+        if self._first is not None and self.compression is Compression.NONE:
+            self._lent, self._first = self._first, None
+        elif self._filler is not None:
+            self._lent = self._filler.next()
+        else:
+            buffer = self._spare if self._spare is not None else memoryview(bytearray(CHUNK))
+            self._spare = None
+            self._lent = (buffer, self._fill(buffer))
+        buffer, filled = self._lent
+        self._ended = filled == 0
+        return buffer[:filled]
+
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the uncompressed bytes, once :meth:`chunk` has returned an empty one."""
+        if self._hasher is not None:
+            self._to_hash.put(None)
+            self._hasher.join()
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def _finish_chunk(self, buffer: memoryview, filled: int) -> None:
+        if self._hasher is not None:
+            self._to_hash.put((buffer, filled))
+        else:
+            self._hash.update(buffer[:filled])
+            self._spare = buffer if len(buffer) == CHUNK else None
+
+    def _run_hasher(self) -> None:
+        assert self._filler is not None
+        while (item := self._to_hash.get()) is not None:
+            buffer, filled = item
+            self._hash.update(buffer[:filled])
+            if len(buffer) == CHUNK:
+                self._filler.release(buffer)
+
+    def _next_raw(self) -> memoryview:
+        """The next compressed piece, valid until the next call."""
+        if self._first is not None:
+            (buffer, filled), self._first = self._first, None
+            return buffer[:filled]
+        if self._raw is None:
+            return memoryview(b"")
+        if self._raw_lent is not None:
+            self._raw.release(self._raw_lent)
+        self._raw_lent, filled = self._raw.next()
+        return self._raw_lent[:filled]
+
+    def _read(self, buffer: memoryview) -> int:
+        """Fill ``buffer`` from the stream; less only at its end."""
+        filled, size = 0, len(buffer)
+        while filled < size and not self._stream_ended:
+            count = self._readinto(buffer[filled:])
+            if count is None:
+                raise BlockingIOError("the stream of a layer has to be in blocking mode")
+            filled += count
+            self._stream_ended = count == 0
+        return filled
