@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from layerlimit.errors import Error, InvalidArgument, NotSupported
+from layerlimit.union.aufs import Aufs
 from layerlimit.union.overlay import Overlay
 from layerlimit.union.protocol import Stack, Union
 
 # In the order in which "auto" tries them.
 MECHANISMS: Final[dict[str, Callable[[], Union]]] = {
     "overlay": Overlay,
+    "aufs": Aufs,
 }
 
 
