@@ -19,6 +19,10 @@ import layerlimit
 from tests import lanes, scratch
 
 COUNTS = Path(__file__).with_name("lane-counts.toml")
+# The header of the run inside the guest, for the summary (tests/vm/test_in_vm.py).
+GUEST_HEADER = pytest.StashKey[list[str]]()
+# Set on an item that may be skipped though its lanes are there: the guest lacks a lane of its test.
+SKIP_EXPLAINED = pytest.StashKey[bool]()
 
 _LANES = pytest.StashKey[dict[str, lanes.Lane]]()
 _RUN_DIRECTORY = pytest.StashKey[Path]()
@@ -29,9 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("layerlimit")
     group.addoption("--long", action="store_true", help="also run the tests marked long")
     group.addoption("--lane", action="append", default=[], metavar="NAME", help="only tests of this lane")
-    group.addoption(
-        "--guest", choices=["short", "all"], default="short", help="what runs in the virtual machine"
-    )
+    group.addoption("--guest", choices=["short", "all"], default="short", help="what the guest runs")
+    group.addoption("--for-guest", action="store_true", help="only what --guest=short runs in the guest")
     group.addoption("--record-lane-counts", action="store_true", help=f"write {COUNTS.name}")
 
 
@@ -81,13 +84,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid}: no such lane: {unknown}; tests/lanes.py lists them")
     _check_counts(config, items)
 
-    wanted = set(config.option.lane)
     kept: list[pytest.Item] = []
     deselected: list[pytest.Item] = []
     for item in items:
-        long = item.get_closest_marker("long") is not None and not config.option.long
-        other = bool(wanted) and wanted.isdisjoint(_lanes_of(item))
-        (deselected if long or other else kept).append(item)
+        (kept if _is_selected(item) else deselected).append(item)
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = kept
@@ -97,6 +97,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if missing:
             reason = "; ".join(f"lane {lane.name}: {lane.missing}" for lane in missing)
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _is_selected(item: pytest.Item) -> bool:
+    option = item.config.option
+    names = _lanes_of(item)
+    if item.get_closest_marker("long") and not option.long:
+        return False
+    if option.for_guest and not item.get_closest_marker("guest") and "resource" not in names:
+        return False
+    return not option.lane or not set(option.lane).isdisjoint(names)
 
 
 def _check_counts(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -112,8 +122,15 @@ def _check_counts(config: pytest.Config, items: list[pytest.Item]) -> None:
             encoding="utf-8",
         )
         return
-    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    if not whole or option.lane or option.keyword or option.markexpr or option.deselect or option.ignore:
+    narrowed = (
+        option.lane,
+        option.for_guest,
+        option.keyword,
+        option.markexpr,
+        option.deselect,
+        option.ignore,
+    )
+    if config.args_source != pytest.Config.ArgsSource.TESTPATHS or any(narrowed):
         return
     expected = tomllib.loads(COUNTS.read_text(encoding="utf-8"))
     short = [f"{name}: {counts[name]} of {count}" for name, count in expected.items() if counts[name] < count]
@@ -141,7 +158,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.
     found = item.config.stash[_LANES]
     if report.skipped and not hasattr(report, "wasxfail"):
         names = _lanes_of(item)
-        if not any(found[name].missing for name in names):
+        explained = item.stash.get(SKIP_EXPLAINED, False)
+        if not explained and not any(found[name].missing for name in names):
             report.outcome = "failed"
             report.longrepr = f"skipped although its lanes {names} are available: {report.longrepr}"
     return report
@@ -173,5 +191,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(GUEST_HEADER, []):
+        terminalreporter.write_line(f"guest {line}")
     for left in config.stash[_LEFT_BEHIND]:
         terminalreporter.write_line(f"FAILED: the run left behind: {left}", red=True)

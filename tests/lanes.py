@@ -19,10 +19,10 @@ from pathlib import Path
 
 Probe = Callable[[Path], str]
 
-GUEST = "LAYERLIMIT_GUEST"  # set in the environment of a run inside the virtual machine
+GUEST = "LAYERLIMIT_GUEST"  # set in the environment of a run inside the virtual machine (tests/vm)
 
 _NR_FSOPEN, _NR_FSCONFIG = 430, 431  # the same on every architecture
-_FSCONFIG_SET_STRING = 1
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 _CAP_SYS_ADMIN, _CAP_SYS_RESOURCE = 21, 24
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,8 +47,8 @@ def capabilities() -> int:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that holds ``path``, as stat(1) names it."""
-    return _output("stat", "--file-system", "--format=%T", str(path)).strip()
+    """The type of the file system that holds ``path``, as the mount table names it."""
+    return _output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(path)).strip()
 
 
 def _output(*command: str) -> str:
@@ -94,13 +94,18 @@ def _lowerdir_plus(scratch: Path) -> str:
     fd = _libc.syscall(_NR_FSOPEN, b"overlay", 0)
     if fd < 0:
         return f"fsopen of overlay: {_errno()}"
-    try:
-        lower = os.fsencode(scratch)
-        if _libc.syscall(_NR_FSCONFIG, fd, _FSCONFIG_SET_STRING, b"lowerdir+", lower, 0) != 0:
-            return f"fsconfig lowerdir+: {_errno()}"
-        return ""
-    finally:
-        os.close(fd)
+    with _directories(scratch, "upper", "lower") as lowers:
+        try:
+            for lower in lowers:
+                path = os.fsencode(lower)
+                if _libc.syscall(_NR_FSCONFIG, fd, _FSCONFIG_SET_STRING, b"lowerdir+", path, 0) != 0:
+                    return f"fsconfig lowerdir+: {_errno()}"
+            # A kernel that does not know the option collects it and refuses only now.
+            if _libc.syscall(_NR_FSCONFIG, fd, _FSCONFIG_CMD_CREATE, None, None, 0) != 0:
+                return f"an overlay with lowerdir+: {_errno()}"
+            return ""
+        finally:
+            os.close(fd)
 
 
 def _loop(scratch: Path) -> str:
