@@ -35,8 +35,6 @@ for module in /modules/*; do /busybox insmod "$module"; done
 /busybox mount -o move /sys /root/sys
 /busybox mount -o move /dev /root/dev
 /busybox mount -t tmpfs tmpfs /root/run
-/busybox mount -t tmpfs tmpfs /root/tmp
-/busybox chmod 1777 /root/tmp
 /busybox mkdir /root/run/share
 /busybox mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none share /root/run/share
 /busybox ifconfig lo 127.0.0.1 up

@@ -2,7 +2,7 @@
 
     with Machine(directory, disks=[disk]) as machine:
         machine.boot()
-        machine.run("mount", "/dev/vda", "/var/tmp")
+        machine.run("mount", "/dev/vda", "/mnt")
         machine.kill()      # a power cut: what the guest had not written to its disks is lost
         machine.boot()      # the same disks again
 
