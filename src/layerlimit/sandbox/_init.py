@@ -1,7 +1,8 @@
 """PID 1 of the sandbox: sets it up, starts the command, reaps, passes signals on; ends all by ending.
 
 What `docker run --init` puts there: the command is not PID 1, so that signals do to it what they do
-elsewhere, and orphans are reaped. The init holds no privilege that the command does not hold, and cannot be traced.
+elsewhere, and orphans are reaped. The init holds no privilege that the command does not hold, and
+cannot be traced.
 """
 
 from __future__ import annotations
