@@ -22,7 +22,7 @@ from layerlimit.archive.compress import Compression, encoder
 from layerlimit.archive.descent import Descent, Directory
 from layerlimit.archive.form import OPAQUE_MARKER, OVERLAY_PREFIXES, WHITEOUT_PREFIX, Form
 from layerlimit.archive.outflow import Outflow, OutputFailed, Writable
-from layerlimit.archive.writer import END, display, header, sparse_header
+from layerlimit.archive.writer import END, attribute_key, display, header, sparse_header
 from layerlimit.errors import Busy, InvalidArgument, NotSupported, from_os_error
 from layerlimit.linux import xattr
 
@@ -345,7 +345,7 @@ class _Export:
             elif _is_exported(key):
                 value = xattr.find_xattr(target, key)
                 if value is not None:
-                    records[tarformat.PAX_XATTR + key] = _capability(value) if key == _CAPABILITY else value
+                    records[attribute_key(key)] = _capability(value) if key == _CAPABILITY else value
         return records or None
 
     def _refuse_unportable(self, key: bytes) -> None:

@@ -12,7 +12,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 
-from layerlimit.archive.tarformat import BLOCK, MAX_OCTAL_7, MAX_OCTAL_11, PAX_HEADER, REGULAR, pax_record
+from layerlimit.archive.tarformat import (
+    BLOCK,
+    MAX_OCTAL_7,
+    MAX_OCTAL_11,
+    PAX_HEADER,
+    PAX_XATTR,
+    REGULAR,
+    pax_record,
+)
 from layerlimit.errors import NotSupported
 
 #: What ends an archive.
@@ -131,6 +139,17 @@ def sparse_header(
     return header(shown, REGULAR, mode, uid, gid, stored, mtime_ns, records=pax) + table
 
 
+def attribute_key(name: bytes) -> bytes:
+    """The pax key of the extended attribute ``name``.
+
+    A pax key ends at the first "=". GNU tar writes that as "%3D" and undoes "%3D" and "%25" when
+    reading, so such names are written to come back; others are not, as other readers take a key as it stands.
+    """
+    if b"=" in name or b"%3D" in name or b"%25" in name:
+        name = name.replace(b"%", b"%25").replace(b"=", b"%3D")
+    return PAX_XATTR + name
+
+
 def display(path: bytes) -> str:
     """``path`` for a message: what is not text is shown as backslash escapes."""
     return path.decode("utf-8", "backslashreplace")
@@ -163,7 +182,8 @@ def _block(
 def _field(name: bytes) -> bytes:
     """``name`` as far as ustar's 100 bytes can say it: ASCII only and cut."""
     if not name.isascii():
-        name = bytes(byte for byte in name if byte < 0x80)
+        # Go leaves these bytes out, but libarchive takes a symlink for a file when its target field is empty.
+        name = bytes(byte if byte < 0x80 else 0x5F for byte in name)
     if len(name) > 100:
         # A slash at the cut would make old readers take the entry for a directory.
         name = name[:100].rstrip(b"/")
