@@ -25,6 +25,7 @@ GROUP = 32768 * BLOCK
 INODE_SIZE = 256
 BYTES_PER_INODE = 16384
 JOURNAL = 4 * MIB
+MIN_BYTES = 4 * MIB  # below this mke2fs finds no room for the journal
 SPARE_INODES = 16  # 10 that ext4 keeps, the image's own directories, and those a union makes in them
 
 _FEATURES = "^resize_inode,meta_bg,metadata_csum,metadata_csum_seed,64bit,extent,flex_bg"

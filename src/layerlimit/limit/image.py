@@ -67,6 +67,12 @@ class ImageLimiter:
     # -- create ------------------------------------------------------------------------------------
 
     def create(self, id: str, limit: Limit, owner: tuple[int, int]) -> Record:
+        if limit.bytes < ext4.MIN_BYTES:
+            raise InvalidArgument(
+                f"a limit of {limit.bytes} bytes is too small for an image",
+                hint=f"ask for at least {ext4.MIN_BYTES} bytes (4 MiB)",
+                code="limit.range",
+            )
         image = self.image(id)
         identity = uuids.uuid4()
         with self.templates.open(limit, owner) as template:
@@ -101,9 +107,9 @@ class ImageLimiter:
         place, bind = self._place(id), self._upper_bind(id)
         try:
             image = self._stat(id)
-            fresh = not self._is_mounted(id, image)
-            if fresh:
-                self._mount(id, image, record, read_only=read_only)
+            fresh = False
+            if not self._is_mounted(id, image):
+                fresh = self._mount(id, image, record, read_only=read_only)
             elif not read_only:
                 self._make_writable(id)
             upper = place if record.rooted else place / "upper"
@@ -165,10 +171,12 @@ class ImageLimiter:
         finally:
             os.close(fd)
 
-    def _mount(self, id: str, image: os.stat_result, record: Record, *, read_only: bool) -> None:
+    def _mount(self, id: str, image: os.stat_result, record: Record, *, read_only: bool) -> bool:
+        """Mount the image, attached or not; whether it had to be attached."""
         with self._opened(id, os.O_RDWR) as fd:
             self._check_identity(fd, id, record)
-            if self._lock(fd):
+            fresh = self._lock(fd)
+            if fresh:
                 if not ext4.read_superblock(fd, self.image(id)).clean:
                     ext4.repair(self.image(id))
                 block = ext4.read_superblock(fd, self.image(id))
@@ -182,6 +190,7 @@ class ImageLimiter:
             if not device.status().backs(image):
                 raise Corrupt(f"{self.image(id)} was replaced", hint="try again", code="image.swapped")
             self._mount_device(device.path, id, record, read_only=read_only)
+        return fresh
 
     def _lock(self, fd: int) -> bool:
         """Take the image's flock; False when a live loop device has it. Waits for a passing holder."""
@@ -273,7 +282,15 @@ class ImageLimiter:
             if (have.device, have.ino) == (want.device, want.ino):
                 return
             self._unmount(bind, id)
+        # Should somebody unmount this behind our back, a path handed out must not turn into host disk.
+        files.set_immutable(bind, True)
         mount.bind(upper, bind)
+
+    def unbind(self, id: str) -> None:
+        """Take the bind at ``diff/<id>`` away, so that the upper below it can be exchanged."""
+        bind = self._upper_bind(id)
+        while self._mount_root(bind):
+            self._unmount(bind, id)
 
     # -- detach ------------------------------------------------------------------------------------
 
@@ -290,6 +307,8 @@ class ImageLimiter:
         for path in (self._upper_bind(id), self._place(id)):
             while self._mount_root(path):
                 self._unmount(path, id)
+        with contextlib.suppress(FileNotFoundError):
+            files.set_immutable(self._upper_bind(id), False)
 
     def _unmount(self, path: Path, id: str) -> None:
         for attempt in range(_RETRIES):

@@ -14,7 +14,6 @@ from typing import Protocol
 from layerlimit.errors import InvalidArgument
 
 MIB = 1 << 20
-MIN_BYTES = 4 * MIB  # below this a journal does not fit beside the data
 MAX_BYTES = 15 << 40  # with its metadata still below the 16 TiB that ext4 and XFS hosts hold in one file
 
 
@@ -32,10 +31,10 @@ class Limit:
     reserve: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.bytes) is not int or not MIN_BYTES <= self.bytes <= MAX_BYTES:
+        if type(self.bytes) is not int or not 1 <= self.bytes <= MAX_BYTES:
             raise InvalidArgument(
                 f"a limit of {self.bytes!r} bytes is out of range",
-                hint=f"a limit is an integer from {MIN_BYTES} (4 MiB) to {MAX_BYTES} (15 TiB)",
+                hint=f"a limit is a whole number of bytes, at most {MAX_BYTES} (15 TiB)",
                 code="limit.range",
             )
         if self.inodes is not None and (type(self.inodes) is not int or not 1 <= self.inodes < 1 << 31):
@@ -75,7 +74,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an attached layer lives: ``upper`` and ``work`` on one mount, and whether it was attached now."""
+    """Where an attached layer lives: ``upper`` and ``work`` on one mount; ``fresh``: newly attached."""
 
     upper: Path
     work: Path | None

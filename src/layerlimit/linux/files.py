@@ -11,20 +11,28 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from layerlimit.linux.libc import check, libc
+from layerlimit.linux.libc import AT_FDCWD, check, libc, path_bytes
 
 FICLONE = 0x40049409
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
 EXT4_IOC_RESIZE_FS = 0x40086610
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IMMUTABLE_FL = 0x10
+FS_APPEND_FL = 0x20
 
 _FLOCK = struct.Struct("=hh4xqqi4x")  # struct flock of x86-64, arm64 and every other LP64 Linux
 
 _fallocate = libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_RENAME_EXCHANGE = 2
+_renameat2 = libc.renameat2
+_renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 _syncfs = libc.syncfs
 _syncfs.argtypes = [ctypes.c_int]
 
@@ -90,13 +98,15 @@ def sync_file_system(path: Path) -> None:
         os.close(fd)
 
 
-def write_durably(path: Path, data: bytes, *, staging: Path | None = None, mode: int = 0o600) -> None:
+def write_durably(path: Path, data: bytes, *, staging: Path | None = None, unique: bool = False) -> None:
     """Replace ``path`` by ``data``: staged beside it (or in ``staging``), synced, renamed, directory synced.
 
-    After a crash the file has the old content or the new; a staged ``.<name>.new`` may remain.
+    After a crash the file has the old content or the new; a staged ``.<name>.new`` may remain. Callers
+    that do not lock against each other want ``unique``, which adds the process to the staged name.
     """
-    new = (staging or path.parent) / f".{path.name}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    suffix = f".{os.getpid()}-{threading.get_native_id()}" if unique else ""
+    new = (staging or path.parent) / f".{path.name}{suffix}.new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.write(fd, data)
         os.fsync(fd)
@@ -104,6 +114,43 @@ def write_durably(path: Path, data: bytes, *, staging: Path | None = None, mode:
         os.close(fd)
     os.rename(new, path)
     sync_directory(path.parent)
+
+
+def set_immutable(directory: Path, immutable: bool) -> bool:
+    """Set or clear the immutable flag of a directory (``chattr +i``): then not even root makes files in it.
+
+    False where the file system, or the lack of CAP_LINUX_IMMUTABLE, does not allow it.
+    """
+    return _change_flags(
+        directory, os.O_DIRECTORY, set_=FS_IMMUTABLE_FL * immutable, clear=FS_IMMUTABLE_FL * (not immutable)
+    )
+
+
+def clear_flags(path: Path) -> bool:
+    """Clear the immutable and append-only flags of a file or directory, so that it can be deleted."""
+    return _change_flags(path, os.O_NONBLOCK, set_=0, clear=FS_IMMUTABLE_FL | FS_APPEND_FL)
+
+
+def _change_flags(path: Path, how: int, *, set_: int, clear: int) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | how)
+    try:
+        flags = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))[0]
+        wanted = flags & ~clear | set_
+        if wanted != flags:
+            fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I", wanted))
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.ENOSYS):
+            raise
+        return False
+    finally:
+        os.close(fd)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two names of one file system in one step (renameat2, RENAME_EXCHANGE)."""
+    result = _renameat2(AT_FDCWD, path_bytes(one), AT_FDCWD, path_bytes(other), _RENAME_EXCHANGE)
+    check(result, "renameat2", one)
 
 
 def lock_ranges(fd: int, offsets: list[int], *, exclusive: bool, wait: bool = True) -> bool:

@@ -1,0 +1,51 @@
+"""The face of Tutum's Go package ``aufslimit``, name for name.
+
+    driver = aufslimit.init("/var/lib/docker/aufslimit")
+    driver.create_with_quota("web", "base", 512)          # MiB
+    path = driver.get("web")
+
+``init`` wants AUFS, as the Go package did; ``init(root, union="overlay")`` is the same face on today's
+kernels. What is different from the Go driver is written down in docs/aufslimit.md.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from layerlimit import driver as _driver
+from layerlimit.errors import InvalidArgument, NotFound
+from layerlimit.linux.mount import MS_REMOUNT
+from layerlimit.linux.statx import is_mount_point
+from layerlimit.union import make
+
+__all__ = ["MS_REMOUNT", "Driver", "init", "unmount"]
+
+
+class Driver(_driver.Driver):
+    """A driver that calls itself ``aufslimit``, and for which removing what is not there is success."""
+
+    def __str__(self) -> str:
+        return "aufslimit"
+
+    def remove(self, id: str) -> None:
+        try:
+            super().remove(id)
+        except NotFound:
+            return
+
+
+def init(root: str | os.PathLike[str], *, union: str = "aufs", owner: tuple[int, int] = (0, 0)) -> Driver:
+    """Open or make the root directory of a driver; NotSupported when the kernel has no such union."""
+    return Driver(root, union=union, owner=owner)
+
+
+def unmount(target: str | os.PathLike[str]) -> None:
+    """Unmount ``target``, flushing AUFS pseudo links first; Busy when the kernel keeps saying so.
+
+    InvalidArgument when nothing is mounted there.
+    """
+    path = Path(target).absolute()
+    if not is_mount_point(path):
+        raise InvalidArgument(f"nothing is mounted at {path}", code="unmount.not_mounted")
+    make("aufs").unmount(path)

@@ -1,0 +1,163 @@
+"""Who uses a mount: ``holds/<key>/``, where a key is a layer's id or ``<id>@ro`` for its read-only view.
+
+    count            persistent holds (get/put): "<boot id> <number>"
+    engine           handed out by mounts(): "<boot id>"
+    process.<random> one per process hold: a file whose flock dies with its process
+    child.<key>      a mounted descendant that needs this layer's image: "<boot id>"
+
+Nothing here is synced: a hold of another boot, or one whose mount the kernel does not show, does not
+count. Callers hold the layer's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from layerlimit.linux.files import try_flock
+
+
+@cache
+def boot_id() -> str:
+    """What distinguishes this boot of the kernel from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class ProcessHold:
+    """A hold that ends with its process, by whatever cause, or with :meth:`close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try_flock(self._fd)
+
+    def close(self) -> None:
+        """End the hold; the caller then settles the mount. Once; more calls do nothing."""
+        if self._fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Holds:
+    """The holds of one root."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def known(self) -> list[str]:
+        """The keys that have, or had, holds."""
+        return sorted(os.listdir(self._directory))
+
+    def count(self, key: str) -> int:
+        """Persistent holds recorded in this boot."""
+        words = self._read(key, "count").split()
+        return int(words[1]) if len(words) == 2 and words[0] == boot_id() and words[1].isdigit() else 0
+
+    def set_count(self, key: str, count: int) -> None:
+        """Record the number of persistent holds; 0 removes the record."""
+        self._write(key, "count", f"{boot_id()} {count}" if count else "")
+
+    def of_engine(self, key: str) -> bool:
+        """Whether an engine was given this layer's mounts in this boot."""
+        return self._read(key, "engine") == boot_id()
+
+    def set_engine(self, key: str, held: bool) -> None:
+        """Record that an engine was given the mounts, or gave them up."""
+        self._write(key, "engine", boot_id() if held else "")
+
+    def of_process(self, key: str) -> ProcessHold:
+        """Start a process hold."""
+        self._make(key)
+        return ProcessHold(self._directory / key / f"process.{secrets.token_hex(8)}")
+
+    def live_processes(self, key: str) -> int:
+        """How many process holds live; those of dead processes are removed."""
+        return sum(self._is_live(self._directory / key / name) for name in self._names(key, "process."))
+
+    def add_child(self, key: str, child: str) -> None:
+        """Record that the mount ``child`` needs this layer's image."""
+        self._write(key, f"child.{child}", boot_id())
+
+    def drop_child(self, key: str, child: str) -> None:
+        """The mount ``child`` is gone."""
+        self._write(key, f"child.{child}", "")
+
+    def has_child(self, key: str, child: str) -> bool:
+        """Whether the mount ``child`` is recorded to need this layer."""
+        return (self._directory / key / f"child.{child}").exists()
+
+    def needed_by_child(self, key: str, is_up: Callable[[str], bool]) -> bool:
+        """Whether a descendant that is up needs this layer; records of others are removed."""
+        needed = False
+        for name in self._names(key, "child."):
+            child = name.removeprefix("child.")
+            if self._read(key, name) == boot_id() and (is_up(child) or self.of_engine(child)):
+                needed = True
+            else:
+                self._write(key, name, "")
+        return needed
+
+    def forget(self, key: str) -> None:
+        """Remove the directory of a key that has no holds left; keeps one that has."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self._directory / key)
+
+    def clear(self, key: str) -> None:
+        """Remove every record of a key: its layer is gone, or everything is being unmounted."""
+        for name in self._names(key, ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._directory / key / name)
+        self.forget(key)
+
+    def _is_live(self, path: Path) -> bool:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            if not try_flock(fd):
+                return True
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return False
+        finally:
+            os.close(fd)
+
+    def _names(self, key: str, prefix: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(self._directory / key) if name.startswith(prefix)]
+        except FileNotFoundError:
+            return []
+
+    def _make(self, key: str) -> None:
+        (self._directory / key).mkdir(mode=0o700, exist_ok=True)
+
+    def _read(self, key: str, name: str) -> str:
+        try:
+            return (self._directory / key / name).read_text()
+        except FileNotFoundError:
+            return ""
+
+    def _write(self, key: str, name: str, text: str) -> None:
+        path = self._directory / key / name
+        if not text:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        self._make(key)
+        new = path.with_name(f"new.{name}")
+        new.write_text(text)
+        os.rename(new, path)

@@ -1,0 +1,72 @@
+"""Locks between threads and processes: one file, one byte for the root and one for each layer.
+
+Open-file-description locks of the kernel: nothing to clean up, gone with the process. A layer's lock is
+always taken before its ancestors' (a chain has no cycles), so two callers cannot wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from layerlimit.linux.files import lock_ranges
+
+_ROOT = 0
+
+
+def _offset(id: str) -> int:
+    return 1 + int.from_bytes(hashlib.sha256(id.encode()).digest()[:7])
+
+
+class Held:
+    """The locks that one operation has; they end together."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def add(self, ids: Iterable[str], *, exclusive: bool = True) -> None:
+        """Also lock these, descendants first; waits."""
+        lock_ranges(self._fd, [_offset(id) for id in ids], exclusive=exclusive)
+
+
+class Locks:
+    """The lock file of one root."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextlib.contextmanager
+    def hold(self, *ids: str) -> Iterator[Held]:
+        """Lock these layers for one operation; others on the same layers wait."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            lock_ranges(fd, [_ROOT], exclusive=False)
+            held = Held(fd)
+            held.add(ids)
+            yield held
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def attempt(self, id: str) -> Iterator[Held | None]:
+        """Lock a layer if nobody has it; yields None when somebody does."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            free = lock_ranges(fd, [_ROOT], exclusive=False, wait=False)
+            free = free and lock_ranges(fd, [_offset(id)], exclusive=True, wait=False)
+            yield Held(fd) if free else None
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def everything(self) -> Iterator[None]:
+        """Lock the whole root: nobody else does anything meanwhile."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            lock_ranges(fd, [_ROOT], exclusive=True)
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,235 @@
+"""Making the mount of a layer, proving it, and giving it up when nobody holds it any more.
+
+A *key* names one mount below ``mnt/``: a layer's id, or ``<id>@ro`` for its read-only view. A view is
+treated as a child of its layer that has no upper.
+
+Order, and what a crash leaves: the hold is recorded → images are attached, the layer's own and those of
+limited ancestors → the union is mounted. A recorded hold without its mount does not count, and an image
+that nobody needs is detached by the next :meth:`Mounter.settle` or sweep. Giving up goes backwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from layerlimit.driver.holds import Holds
+from layerlimit.driver.layout import Layout
+from layerlimit.driver.locks import Held
+from layerlimit.driver.records import Layer, Records
+from layerlimit.errors import Busy, Corrupt, Error, from_os_error
+from layerlimit.limit import Limiter, Place, Record
+from layerlimit.linux import files
+from layerlimit.linux.statx import is_mount_point
+from layerlimit.union import Stack, Union
+
+VIEW = "@ro"
+
+
+def layer_of(key: str) -> str:
+    """The id of the layer that a key shows."""
+    return key.removesuffix(VIEW)
+
+
+class Mounter:
+    """The mounts of one root. The caller holds the lock of the key's layer in every call."""
+
+    def __init__(
+        self, layout: Layout, union: Union, limiter: Limiter, records: Records, holds: Holds
+    ) -> None:
+        self._layout = layout
+        self._union = union
+        self._limiter = limiter
+        self._records = records
+        self._holds = holds
+
+    # -- what is there -----------------------------------------------------------------------------
+
+    def is_up(self, key: str) -> bool:
+        """Whether the kernel shows the mount of ``key``; a plain base layer has none and is always up."""
+        if is_mount_point(self._layout.mnt(key)):
+            return True
+        if key.endswith(VIEW) or not self._records.exists(key):
+            return False
+        if self._records.chain(key):
+            return False
+        return not self._is_limited(key) or self._limiter.is_attached(key)
+
+    def _is_limited(self, id: str) -> bool:
+        return self._records.record(id) is not None
+
+    def is_mounted(self, layer: Layer, key: str) -> bool:
+        """Whether people would say that it is mounted; a plain base is while somebody holds it."""
+        if layer.chain or layer.record is not None or key.endswith(VIEW):
+            return self.is_up(key)
+        return self._holds.count(key) > 0
+
+    def count(self, key: str) -> int:
+        """Persistent holds that count: those of a mount that is there, and 1 for one without a record."""
+        if not self.is_up(key):
+            return 0
+        count = self._holds.count(key)
+        if count or not is_mount_point(self._layout.mnt(key)):
+            return count
+        return int(not self._holds.live_processes(key) and not self._holds.of_engine(key))
+
+    def is_held(self, key: str) -> bool:
+        """Whether anybody uses the mount of ``key`` or, for a layer, its image."""
+        return (
+            (self.is_up(key) and self._holds.count(key) > 0)
+            or self._holds.live_processes(key) > 0
+            or self._holds.of_engine(key)
+            or self._holds.needed_by_child(key, self.is_up)
+        )
+
+    def path(self, layer: Layer, *, view: bool = False) -> Path:
+        """Where the layer is seen once it is mounted."""
+        if view:
+            return self._layout.mnt(layer.id + VIEW)
+        return self._layout.mnt(layer.id) if layer.chain else self._layout.diff(layer.id)
+
+    # -- mount -------------------------------------------------------------------------------------
+
+    def bring_up(self, layer: Layer, held: Held, *, view: bool = False) -> Path:
+        """Have the layer (or its view) mounted and proven; returns the path. Leaves no half on failure."""
+        key = layer.id + VIEW if view else layer.id
+        try:
+            stack = self.stack(layer, key, held, view=view)
+            target = self.path(layer, view=view)
+            if (view or layer.chain) and not is_mount_point(target):
+                target.mkdir(mode=0o755, exist_ok=True)
+                if stack.upper is not None and layer.record is None:
+                    self._union.check_backing(stack.upper)
+                # Should somebody unmount this behind our back, the path must not turn into host disk.
+                files.set_immutable(target, True)
+                self._union.mount(stack, target)
+            return target
+        except OSError as error:
+            self._undo(layer, key, held)
+            raise from_os_error(error, f"mount layer {layer.id}") from error
+        except BaseException:
+            self._undo(layer, key, held)
+            raise
+
+    def _undo(self, layer: Layer, key: str, held: Held) -> None:
+        """After a failed mount: give up what was attached for it, and keep the first error."""
+        try:
+            if not is_mount_point(self._layout.mnt(key)):
+                self._holds.set_count(key, 0)
+                self.settle(layer, held, key)
+        except Error:
+            pass
+
+    def stack(self, layer: Layer, key: str, held: Held, *, view: bool = False) -> Stack:
+        """Attach every image that ``key`` needs, proven, and say which directories make it up."""
+        limited = [id for id in layer.chain if self._is_limited(id)]
+        held.add(limited)
+        for id in limited:
+            self._attach(id, self._records.record(id), key, read_only=True)
+        lowers = tuple(map(self._directory, layer.chain))
+        if view:
+            if layer.record is not None:
+                self._attach(layer.id, layer.record, key, read_only=True)
+            return Stack((self._directory(layer.id), *lowers))
+        if layer.record is None:
+            work = self._layout.work(layer.id)
+            work.mkdir(mode=0o711, exist_ok=True)
+            return Stack(lowers, self._directory(layer.id), work)
+        place = self._attach(layer.id, layer.record, "", read_only=False)
+        return Stack(lowers, place.upper, place.work)
+
+    def _directory(self, id: str) -> Path:
+        path = self._layout.diff(id)
+        if not path.is_dir():
+            raise Corrupt(
+                f"the content of layer {id} is gone: {path} is missing",
+                hint="restore it, or remove the layer",
+                code="layer.diff_missing",
+            )
+        return path
+
+    def _attach(self, id: str, record: Record | None, child: str, *, read_only: bool) -> Place:
+        assert record is not None
+        if child:
+            self._holds.add_child(id, child)
+        place = self._limiter.attach(id, record, read_only=read_only)
+        if place.fresh:
+            self._drop_stale(id)
+        return place
+
+    def heal(self, layer: Layer) -> None:
+        """Detach a degraded image that nobody uses: attaching it again repairs it."""
+        if layer.record is None or self._limiter.health(layer.id).state != "degraded":
+            return
+        if not self.is_held(layer.id) and not is_mount_point(self._layout.mnt(layer.id)):
+            self._limiter.detach(layer.id)
+
+    def _drop_stale(self, id: str) -> None:
+        """A union over an image that was not attached shows a file that is no longer this layer's image."""
+        for key in (id, id + VIEW):
+            target = self._layout.mnt(key)
+            if is_mount_point(target):
+                try:
+                    self._union.unmount(target)
+                except Busy as error:
+                    raise Busy(
+                        f"{target} shows an image of layer {id} that was detached, and is in use",
+                        hint="end the processes that use it",
+                        code="layer.stale_mount",
+                    ) from error
+
+    # -- give up -----------------------------------------------------------------------------------
+
+    def settle(self, layer: Layer, held: Held, *keys: str) -> None:
+        """Unmount these keys of the layer if nobody holds them, and detach every image not needed."""
+        for key in keys or (layer.id + VIEW, layer.id):
+            if self._in_use(key):
+                continue
+            self.unmount(key)
+            self._release_images(layer, key, held)
+        if not self._in_use(layer.id) and not self._in_use(layer.id + VIEW):
+            self._detach(layer.id)
+
+    def _in_use(self, key: str) -> bool:
+        return (
+            (self.is_up(key) and self._holds.count(key) > 0)
+            or self._holds.live_processes(key) > 0
+            or self._holds.of_engine(key)
+        )
+
+    def unmount(self, key: str) -> None:
+        """Unmount the union of ``key``, however often it was mounted; Busy when it is in use."""
+        target = self._layout.mnt(key)
+        try:
+            while is_mount_point(target):
+                self._union.unmount(target)
+            if target.is_dir():
+                files.set_immutable(target, False)
+        except OSError as error:
+            raise from_os_error(error, f"unmount layer {layer_of(key)}") from error
+
+    def _release_images(self, layer: Layer, key: str, held: Held) -> None:
+        below = [id for id in layer.chain if self._holds.has_child(id, key)]
+        if key.endswith(VIEW):
+            self._holds.drop_child(layer.id, key)
+        held.add(below)
+        for id in below:
+            self._holds.drop_child(id, key)
+            if not self.is_held(id):
+                self._detach(id)
+        self._holds.set_count(key, 0)
+        self._holds.forget(key)
+
+    def _detach(self, id: str) -> None:
+        if self._holds.needed_by_child(id, self.is_up):
+            return
+        self._limiter.detach(id)
+        self._holds.clear(id)
+
+    def take_down(self, layer: Layer, held: Held) -> None:
+        """Unmount and detach the layer whatever the records say; Busy, with the layer kept, when in use."""
+        for key in (layer.id + VIEW, layer.id):
+            self.unmount(key)
+            self._release_images(layer, key, held)
+        self._limiter.detach(layer.id)
+        self._holds.clear(layer.id + VIEW)
+        self._holds.clear(layer.id)

@@ -1,0 +1,141 @@
+"""Which layers there are, how they are chained and how they are limited: ``layers/`` and ``meta/``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import msgspec
+
+from layerlimit.driver.layout import Layout, is_id
+from layerlimit.errors import Corrupt, NotFound, from_os_error
+from layerlimit.limit import Limit, Record
+from layerlimit.linux import files
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """The file ``meta/<id>``; ``record`` is null for a layer without a limit."""
+
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What is written down about one layer; ``chain`` is its ancestors, nearest first."""
+
+    id: str
+    chain: tuple[str, ...]
+    record: Record | None
+
+    @property
+    def parent(self) -> str:
+        """The id of the parent, ``""`` for a base."""
+        return self.chain[0] if self.chain else ""
+
+
+class Records:
+    """Reads and writes the two directories. Callers hold the locks of the layers they change."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def exists(self, id: str) -> bool:
+        """Whether the layer is there, which its chain file alone decides."""
+        return is_id(id) and (self._layout.layers / id).is_file()
+
+    def ids(self) -> list[str]:
+        """All layers, sorted."""
+        try:
+            with os.scandir(self._layout.layers) as entries:
+                return sorted(e.name for e in entries if is_id(e.name) and e.is_file(follow_symlinks=False))
+        except OSError as error:
+            raise from_os_error(error, "list the layers") from error
+
+    def children(self, id: str) -> list[str]:
+        """The layers whose parent is ``id``. Reads the first line of every chain."""
+        needle = id.encode()
+        found = []
+        for other in self.ids():
+            try:
+                fd = os.open(self._layout.layers / other, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                if os.pread(fd, 130, 0).split(b"\n", 1)[0] == needle:
+                    found.append(other)
+            finally:
+                os.close(fd)
+        return found
+
+    def load(self, id: str) -> Layer:
+        """Everything about ``id``; NotFound, or Corrupt when the files contradict each other."""
+        return Layer(id, self.chain(id), self.record(id))
+
+    def chain(self, id: str) -> tuple[str, ...]:
+        """The ancestors of ``id``, nearest first; NotFound when it is no layer."""
+        try:
+            lines = (self._layout.layers / id).read_text(encoding="ascii").split("\n")
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"there is no layer {id}",
+                hint="see which there are with 'layerlimit ls'",
+                code="layer.not_found",
+            ) from error
+        except UnicodeDecodeError as error:
+            raise Corrupt(f"the chain of layer {id} is damaged", code="layer.chain") from error
+        except OSError as error:
+            raise from_os_error(error, f"read the chain of layer {id}") from error
+        chain = tuple(line.strip() for line in lines if line.strip())
+        if not all(map(is_id, chain)) or id in chain or len(set(chain)) != len(chain):
+            raise Corrupt(
+                f"the chain of layer {id} is damaged",
+                hint=f"see {self._layout.layers / id}",
+                code="layer.chain",
+            )
+        return chain
+
+    def record(self, id: str) -> Record | None:
+        """How ``id`` is limited, None when it is not. A record that is missing or false is Corrupt."""
+        image = self._layout.root / "containers_quota" / f"{id}.ext4"
+        try:
+            raw = (self._layout.meta / id).read_bytes()
+        except FileNotFoundError as error:
+            if self._layout.go:
+                return _record_of_go(image)
+            raise Corrupt(
+                f"what limits layer {id} is not recorded: {self._layout.meta / id} is missing",
+                hint="restore the file, or remove the layer; without it nothing proves its limit",
+                code="layer.no_record",
+            ) from error
+        except OSError as error:
+            raise from_os_error(error, f"read the record of layer {id}") from error
+        try:
+            record = msgspec.json.decode(raw, type=Meta).record
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Corrupt(f"the record of layer {id} is damaged: {error}", code="layer.record") from error
+        if record is None and os.path.lexists(image):
+            raise Corrupt(
+                f"layer {id} has an image, but its record says it has no limit",
+                hint=f"see {self._layout.meta / id}; the layer is not used like this",
+                code="layer.record",
+            )
+        return record
+
+    def write_record(self, id: str, record: Record | None) -> None:
+        """Write ``meta/<id>`` durably."""
+        raw = msgspec.json.format(msgspec.json.encode(Meta(record=record)), indent=1) + b"\n"
+        files.write_durably(self._layout.meta / id, raw)
+
+    def write_chain(self, id: str, chain: tuple[str, ...]) -> None:
+        """Write ``layers/<id>`` durably: from here on the layer exists."""
+        raw = "".join(f"{line}\n" for line in chain).encode()
+        files.write_durably(self._layout.layers / id, raw, staging=self._layout.trash)
+
+
+def _record_of_go(image: os.PathLike[str]) -> Record | None:
+    """An image beside a layer without a record was made by the Go driver: the layer is at its root."""
+    try:
+        size = os.lstat(image).st_size
+    except FileNotFoundError:
+        return None
+    return Record(limit=Limit(max(size, 1)), limiter="image", rooted=True)

@@ -1,0 +1,153 @@
+"""Taking a layer out: rename, then delete; and cleaning up what a crash left of that or of a creation.
+
+    trash/<id>.<random>/layers   the chain, moved here: from then on the layer is gone, and known to be
+    trash/<id>.<random>/<piece>  its directories and files, moved here one by one, then deleted
+
+Steps of a removal, with what a crash before the next one leaves: unmounted (the layer is whole) → chain
+moved and both directories synced (gone; its pieces are orphans that the trash entry explains) → pieces
+moved → deleted. :meth:`Removal.sweep` finishes each. A creation begins with ``meta/<id>``: pieces with a
+record but without a chain are half of a layer that never was, and go the same way. Pieces with neither
+are not ours to delete and move to ``lost/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from layerlimit.driver.layout import REMOVING, Layout, is_id
+from layerlimit.driver.records import Records
+from layerlimit.errors import from_os_error
+from layerlimit.linux import files
+
+log = logging.getLogger("layerlimit")
+
+
+class Removal:
+    """The trash of one root."""
+
+    def __init__(self, layout: Layout, records: Records) -> None:
+        self._layout = layout
+        self._records = records
+
+    def discard(self, id: str) -> Path:
+        """Move an unmounted layer to the trash, durably; the caller holds its lock and then deletes."""
+        entry = self._entry(id)
+        try:
+            os.rename(self._layout.layers / id, entry / "layers")
+            files.sync_directory(self._layout.layers)
+            files.sync_directory(entry)
+            self.move_pieces(id, entry)
+        except OSError as error:
+            raise from_os_error(error, f"remove layer {id}") from error
+        return entry
+
+    def _entry(self, id: str) -> Path:
+        entry = self._layout.trash / f"{id}.{secrets.token_hex(4)}"
+        entry.mkdir(mode=0o700)
+        files.sync_directory(self._layout.trash)
+        return entry
+
+    def move_pieces(self, id: str, entry: Path) -> None:
+        """Move what is there of a layer into its trash entry; repeating it is harmless."""
+        for name, path in self._layout.pieces(id):
+            with contextlib.suppress(FileNotFoundError):
+                if name in ("diff", "mnt", "mnt-ro") and path.is_dir() and not path.is_symlink():
+                    files.set_immutable(path, False)
+                os.rename(path, entry / name)
+
+    def clear_leftovers(self, id: str) -> None:
+        """Before ``id`` is created: finish an interrupted removal or creation of the same name."""
+        pieces = [path for name, path in self._layout.pieces(id) if os.path.lexists(path)]
+        if not pieces:
+            return
+        if (self._layout.meta / id).exists() or self._is_removed(id):
+            entry = self._entry(id)
+            self.move_pieces(id, entry)
+            self.delete(entry)
+            return
+        for path in pieces:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # an empty directory is nothing to lose
+            if os.path.lexists(path):
+                log.warning("%s belonged to no layer; it is kept as %s", path, self._layout.lose(path))
+
+    def _is_removed(self, id: str) -> bool:
+        return any(
+            name.rpartition(".")[0] == id and (self._layout.trash / name / "layers").exists()
+            for name in os.listdir(self._layout.trash)
+        )
+
+    def delete(self, entry: Path) -> None:
+        """Delete a trash entry; what cannot be deleted now is left for the next sweep."""
+        try:
+            delete_tree(entry)
+        except OSError as error:
+            log.warning("cannot delete %s yet: %s", entry, error)
+
+    def sweep(self, lock: Callable[[str], contextlib.AbstractContextManager[object]]) -> None:
+        """Finish what a crash interrupted; ``lock`` tries a layer's lock and yields None when it is taken."""
+        for name in os.listdir(self._layout.trash):
+            entry = self._layout.trash / name
+            id = name.rpartition(".")[0]
+            if name.startswith(".") or not is_id(id):
+                self._sweep_staged(entry)
+                continue
+            with lock(id) as held:
+                if held is None:
+                    continue
+                if not self._records.exists(id) and (entry / "layers").exists():
+                    self.move_pieces(id, entry)
+            self.delete(entry)
+        for id in set(filter(is_id, os.listdir(self._layout.meta))) - set(self._records.ids()):
+            with lock(id) as held:
+                if held is not None and not self._records.exists(id):
+                    self.clear_leftovers(id)
+        for directory in ("mnt", "diff", "layers"):
+            for name in os.listdir(self._layout.root / directory):
+                if name.endswith(REMOVING):
+                    self.delete(self._layout.root / directory / name)
+
+    def _sweep_staged(self, path: Path) -> None:
+        """A staged chain, left by a crash before its rename: ``.<id>.new``; its layer never was."""
+        id = path.name.removeprefix(".").removesuffix(".new")
+        if path.is_file() and is_id(id) and not (self._layout.meta / id).exists():
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def delete_tree(path: Path) -> None:
+    """Delete a file or a tree, immutable files included; concurrent deletion is no error."""
+
+    def again(function: Callable[..., object], where: str, error: BaseException) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
+            _make_mutable(Path(where))
+            _make_mutable(Path(where).parent)
+            if os.path.isdir(where) and not os.path.islink(where):
+                shutil.rmtree(where)
+            else:
+                os.unlink(where)
+            return
+        raise error
+
+    if path.is_symlink() or not path.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return
+    shutil.rmtree(path, onerror=lambda function, where, info: again(function, where, info[1]))
+
+
+def _make_mutable(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            files.clear_flags(path)
