@@ -26,7 +26,7 @@ if (ROOT / "docs" / "conf.py").exists():
 UNFINISHED = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X]|HA[C]K|Not[I]mplementedError)\b")
 # Where packages come from, and where somebody's checkout lies, is the machine's business.
 FOREIGN = re.compile(
-    r"deb\.[d]ebian\.org|py[p]i\.org|proxy\.[g]olang|registry\.[n]pmjs|[c]rates\.io|/[w]ork/|/[f]arm"
+    r"deb\.[d]ebian\.org|py[p]i\.org|proxy\.[g]olang|registry\.[n]pmjs|[c]rates\.io|(?<!\w)/[w]ork/|/[f]arm"
 )
 LOCK_FILES = {"uv.lock", "go.sum", "go.mod"}
 
