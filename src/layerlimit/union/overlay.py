@@ -93,7 +93,10 @@ class Overlay:
                 raise NotSupported(
                     "this kernel has no overlayfs", hint="load the module overlay", code="union.missing"
                 ) from error
-            raise from_os_error(error, doing) from error
+            # A mistake in one option is told to the caller, one in their combination to the log only.
+            silent = error.errno == errno.EINVAL and str(error.strerror).endswith(os.strerror(errno.EINVAL))
+            hint = "the kernel's log (dmesg) has the reason" if silent else ""
+            raise from_os_error(error, doing, hint=hint) from error
 
     def unmount(self, target: Path) -> None:
         unmount_patiently(target, unmount, is_mount_point)
