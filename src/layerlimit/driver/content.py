@@ -22,7 +22,7 @@ from layerlimit.archive import Applied, Change, Form, Limits
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Locks
-from layerlimit.driver.mounting import VIEW, Mounter
+from layerlimit.driver.mounting import VIEW, Mounter, layer_of
 from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import delete_tree
 from layerlimit.errors import Busy, from_os_error
@@ -100,7 +100,7 @@ class Content:
     def apply(self, id: str, stream: BinaryIO, *, limits: Limits, flat: bool) -> Applied:
         with self._locks.hold(id) as held:
             layer = self._records.load(id)
-            if self._mounter.is_held(id) or self._mounter.is_held(id + VIEW):
+            if any(self._mounter.is_held(key) for key in self._users(id)):
                 raise Busy(
                     f"layer {id} is in use and cannot take a diff",
                     hint="unmount it, and the layers above it, first",
@@ -117,6 +117,15 @@ class Content:
                     work.mkdir(mode=0o711, exist_ok=True)
                 form = Form.FLAT if flat else self._form
                 return self._replace(layer, upper, work / _STAGE, stream, stack.lowers, form, limits)
+
+    def _users(self, id: str) -> list[str]:
+        """The keys with holds that show the layer: its own, and those of layers above it."""
+        return [
+            key
+            for key in self._holds.known()
+            if layer_of(key) == id
+            or (self._records.exists(layer_of(key)) and id in self._records.chain(layer_of(key)))
+        ]
 
     def _replace(
         self,
