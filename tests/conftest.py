@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -15,7 +16,6 @@ from typing import Any
 
 import pytest
 
-import layerlimit
 from tests import lanes, scratch
 
 COUNTS = Path(__file__).with_name("lane-counts.toml")
@@ -41,8 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest settles on its base directory
 def pytest_configure(config: pytest.Config) -> None:
     wheel = os.environ.get("LAYERLIMIT_WHEEL")
-    if wheel and not Path(layerlimit.__file__).is_relative_to(wheel):
-        raise pytest.UsageError(f"the tests would run {layerlimit.__file__}, not the wheel in {wheel}")
+    if wheel and not _package().is_relative_to(wheel):
+        raise pytest.UsageError(f"the tests would run {_package()}, not the wheel in {wheel}")
     scratch.sweep()
     with ExitStack() as stack:
         directory = stack.enter_context(scratch.run_directory())
@@ -57,6 +57,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(stack.pop_all().close)
 
 
+def _package() -> Path:
+    """Where the code under test lies; found without running it."""
+    spec = importlib.util.find_spec("layerlimit")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     directory = config.stash[_RUN_DIRECTORY]
     found = config.stash[_LANES].values()
@@ -64,7 +72,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"kernel: {platform.release()} on {platform.machine()}",
         f"privileges: user {os.geteuid()}, capabilities {lanes.capabilities():x}",
         f"scratch: {directory} on {lanes.file_system(directory)}",
-        f"package: {Path(layerlimit.__file__).parent}",
+        f"package: {_package()}",
         f"lanes: {' '.join(lane.name for lane in found if not lane.missing)}",
         *(f"lane missing: {lane.name} ({lane.missing})" for lane in found if lane.missing),
         "programs: "
