@@ -47,8 +47,10 @@ def capabilities() -> int:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that holds ``path``, as the mount table names it."""
-    return _output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(path)).strip()
+    """The type of the file system that holds ``path``."""
+    named = _output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(path))
+    # In a chroot, the mount table may not show the mount that holds everything.
+    return (named or _output("stat", "--file-system", "--format=%T", str(path))).strip()
 
 
 def _output(*command: str) -> str:
