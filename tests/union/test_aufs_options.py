@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layerlimit.errors import InvalidArgument
@@ -15,10 +15,9 @@ from tests.union.stacks import sha256
 TAIL = ["dio", "xino=/dev/shm/aufs.xino", "dirperm1"]
 PAGE = 4095
 
-# Names as AUFS can take them; the kernel counts bytes, not characters.
-branches = st.lists(
-    st.text(st.characters(exclude_characters=":,=\0", exclude_categories=["Cs"]), min_size=1, max_size=60)
-)
+# Names as AUFS can take them, at most 48 bytes; the kernel counts bytes, not characters.
+name = st.text(st.characters(exclude_characters=":,=\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
+LEAST = 48 + len("append:") + len("=ro+wh")
 
 
 def taken_apart(calls: list[str]) -> tuple[list[str], list[str]]:
@@ -36,23 +35,23 @@ def taken_apart(calls: list[str]) -> tuple[list[str], list[str]]:
     return found, others
 
 
-@given(branches.filter(bool), st.integers(20, 400))
+def branches(names: list[str]) -> list[str]:
+    return [aufs_options.writable(names[0]), *map(aufs_options.read_only, names[1:])]
+
+
+@given(st.lists(name, min_size=1, max_size=200), st.integers(LEAST, 400))
 def test_nothing_is_lost_and_no_call_is_too_long(names: list[str], room: int) -> None:
-    wanted = [aufs_options.writable(names[0]), *map(aufs_options.read_only, names[1:])]
-    first, *others = (len(branch.encode()) for branch in wanted)
-    assume(len("br:,dio") + first <= room)
-    assume(all(len("append:") + other <= room for other in others))
+    wanted = branches(names)
     calls = aufs_options.calls(wanted, ["dio"], room=room)
     assert taken_apart(calls) == (wanted, ["dio"])
     assert max(len(data.encode()) for data in calls) <= room
 
 
-@given(branches.filter(bool), st.integers(20, 60))
-def test_a_branch_that_fits_no_call_is_refused(names: list[str], room: int) -> None:
-    wanted = [aufs_options.writable(names[0]), *map(aufs_options.read_only, names[1:])]
-    assume(max(len(branch.encode()) for branch in wanted) > room)
+@given(st.lists(name, min_size=1), st.integers(LEAST, 400), st.integers(0, 9), st.integers(0))
+def test_a_branch_that_fits_no_call_is_refused(names: list[str], room: int, surplus: int, at: int) -> None:
+    names.insert(at % (len(names) + 1), "x" * (room - len("=rw") + surplus))
     with pytest.raises(InvalidArgument) as caught:
-        aufs_options.calls(wanted, ["dio"], room=room)
+        aufs_options.calls(branches(names), ["dio"], room=room)
     assert caught.value.code == "aufs.page"
 
 

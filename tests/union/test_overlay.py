@@ -20,7 +20,7 @@ from tests.union.stacks import mounted
 OPTIONS = ("index=off", "metacopy=off", "redirect_dir=nofollow", "nfs_export=off", "xino=auto")
 
 new = pytest.param("new", marks=pytest.mark.lane("root", "lowerdir_plus"))
-mount2 = pytest.param("mount2", marks=pytest.mark.lane("root", "mount2"))
+mount2 = pytest.param("mount2", marks=[pytest.mark.lane("root", "mount2"), pytest.mark.guest])
 both = pytest.mark.parametrize("api", [new, mount2])
 Api = Literal["new", "mount2"]
 
@@ -223,6 +223,7 @@ def test_paths_that_engines_misread_are_not_told_to_them(name: str) -> None:
             Overlay().mounts(stack)
 
 
+@pytest.mark.guest
 @pytest.mark.lane("root", "overlay")
 def test_auto_mounts_and_says_how(ground: Path) -> None:
     stack = stacks.make(ground, 2)

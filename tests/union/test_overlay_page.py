@@ -15,7 +15,7 @@ from layerlimit.union import Overlay, Stack, Union, overlay_page
 from tests.union import stacks
 from tests.union.stacks import mounted
 
-pytestmark = pytest.mark.lane("root", "mount2")
+pytestmark = [pytest.mark.lane("root", "mount2"), pytest.mark.guest]
 
 
 @pytest.fixture
