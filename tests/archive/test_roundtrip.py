@@ -6,16 +6,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 
 from layerlimit.archive import Form, write
-from tests.archive import peers, trees
+from layerlimit.archive.apply import apply
+from tests.archive import layers, peers, trees
 
 _SETTINGS = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -56,9 +58,37 @@ _READERS = [
 ]
 
 
+exactness = pytest.mark.parametrize("exact", [False, True], ids=["as engines write", "everything"])
+
+
+@pytest.mark.lane("root")
+@pytest.mark.parametrize("form", Form)
+@exactness
+def test_trees_come_back_as_they_were(form: Form, *, exact: bool) -> None:
+    seen: Counter[str] = Counter()
+
+    @_SETTINGS
+    @given(trees.trees(holes=exact))
+    def check(tree: trees.Tree) -> None:
+        _note(seen, trees.features(tree))
+        with _scratch() as (source, target, archive):
+            trees.make(source, tree)
+            with archive.open("wb") as out:
+                written = write(source, out, form=form, times="ns" if exact else "s", sparse=exact)
+            with archive.open("rb") as stream:
+                applied = apply(stream, target, form=form, durable=False)
+            expected = trees.scan(source, seconds=not exact, extents=exact)
+            assert trees.scan(target, extents=exact) == expected
+            assert applied.diff_id == written.diff_id
+            assert applied.entries == written.entries == len(tree)
+
+    check()
+    assert seen.keys() >= EVERY_FEATURE | ({"size over 8 GiB"} if exact else set())
+
+
 @pytest.mark.lane("root")
 @pytest.mark.parametrize("extract", _READERS)
-@pytest.mark.parametrize("exact", [False, True], ids=["as engines write", "everything"])
+@exactness
 def test_others_extract_what_we_write(extract: peers.Extract, *, exact: bool) -> None:
     seen: Counter[str] = Counter()
 
@@ -78,3 +108,94 @@ def test_others_extract_what_we_write(extract: peers.Extract, *, exact: bool) ->
 
     check()
     assert seen.keys() >= EVERY_FEATURE | ({"size over 8 GiB"} if exact else set())
+
+
+_WRITERS = [
+    pytest.param(peers.gnu_create, marks=pytest.mark.lane("gnu_tar"), id="gnu_tar"),
+    pytest.param(peers.bsd_create, marks=pytest.mark.lane("bsdtar"), id="bsdtar"),
+]
+
+
+@pytest.mark.lane("root")
+@pytest.mark.parametrize("create", _WRITERS)
+def test_we_extract_what_others_write(create: peers.Create) -> None:
+    seen: Counter[str] = Counter()
+
+    @_SETTINGS
+    @given(trees.trees(holes=True))
+    def check(tree: trees.Tree) -> None:
+        _note(seen, trees.features(tree))
+        with _scratch() as (source, target, archive):
+            trees.make(source, tree)
+            create(source, archive)
+            with archive.open("rb") as stream:
+                apply(stream, target, form=Form.FLAT, durable=False)
+            found, expected = trees.scan(target, extents=True), trees.scan(source, extents=True)
+            assert _special_files_apart(found) == _special_files_apart(expected)
+
+    check()
+    assert seen.keys() >= EVERY_FEATURE | {"size over 8 GiB"}
+
+
+def _special_files_apart(seen: dict[bytes, trees.Seen]) -> dict[bytes, trees.Seen]:
+    """GNU tar and bsdtar write each name of a FIFO or device as a file of its own."""
+    return {path: replace(at, links=()) if at.kind in "pcb" else at for path, at in seen.items()}
+
+
+EVERY_DEED = {
+    "opaque over a directory with content",
+    "whiteout and the same name again",
+    "a directory in place of a file",
+    "removed a file",
+    "removed a tree",
+    "linked a file",
+    "renamed a file",
+    "changed a directory's mode",
+}
+
+
+@pytest.mark.lane("root", "overlay")
+def test_layers_mean_the_same_in_every_form() -> None:
+    """overlay → tar → {overlay, AUFS form, a whole tree}: the same view, and the same tar again."""
+    seen: Counter[str] = Counter()
+
+    @_SETTINGS
+    @given(trees.trees(full=True), layers.deeds)
+    def check(tree: trees.Tree, deeds: list[layers.Deed]) -> None:
+        with _scratch() as (lower, target, archive):
+            base = archive.parent
+            trees.make(lower, tree)
+            with layers.overlay(base, [lower]) as (merged, upper):
+                _note(seen, layers.perform(merged, deeds))
+                expected = trees.scan(merged)
+                original = _export(upper, archive, Form.OVERLAY)
+            for form in (Form.OVERLAY, Form.AUFS):
+                branch = target / form.value
+                branch.mkdir()
+                _import(archive, branch, form)
+                assert _export(branch, base / "again.tar", form) == original
+            with layers.overlay(target, [target / "overlay", lower]) as (view, _):
+                assert trees.scan(view) == expected
+            peers.run("cp", "-a", lower, target / "flat")
+            _import(archive, target / "flat", Form.FLAT)
+            found = trees.scan(target / "flat")
+            assert _without_directory_xattrs(found) == _without_directory_xattrs(expected)
+
+    check()
+    assert seen.keys() >= EVERY_DEED
+
+
+def _without_directory_xattrs(seen: dict[bytes, trees.Seen]) -> dict[bytes, trees.Seen]:
+    """A directory entry over a directory keeps the attributes that it does not name."""
+    return {path: replace(at, xattrs=()) if at.kind == "d" else at for path, at in seen.items()}
+
+
+def _export(upper: Path, archive: Path, form: Form) -> bytes:
+    with archive.open("wb") as out:
+        write(upper, out, form=form, times="ns")
+    return archive.read_bytes()
+
+
+def _import(archive: Path, root: Path, form: Form) -> None:
+    with archive.open("rb") as stream:
+        apply(stream, root, form=form, durable=False)
