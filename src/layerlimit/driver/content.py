@@ -95,6 +95,12 @@ class Content:
         with self._reading(id, below=False):
             return archive.size(self._layout.diff(id), form=self._form)
 
+    def content_id(self, id: str) -> str:
+        with self._reading(id, below=False):
+            sink = open(os.devnull, "wb")  # noqa: SIM115
+            with sink:
+                return archive.write(self._layout.diff(id), sink, form=self._form, times="ns").diff_id
+
     # -- write -------------------------------------------------------------------------------------
 
     def apply(self, id: str, stream: BinaryIO, *, limits: Limits, flat: bool) -> Applied:

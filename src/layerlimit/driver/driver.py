@@ -205,6 +205,17 @@ class Driver:
         except Error:
             return Layer(id, chain, None)
 
+    def lose(self, id: str) -> Path:
+        """Take a layer out like :meth:`remove`, but keep its pieces in ``lost/``; returns where."""
+        check_id(id)
+        with self._locks.hold(id) as held:
+            self._mounter.take_down(self._load_for_removal(id), held)
+            entry = self._removal.discard(id)
+            try:
+                return self._layout.lose(entry)
+            except OSError as error:
+                raise from_os_error(error, f"keep layer {id}") from error
+
     # -- mount -------------------------------------------------------------------------------------
 
     def get(self, id: str, *, read_only: bool = False) -> Path:
@@ -270,21 +281,21 @@ class Driver:
             if self._records.exists(id):
                 self._mounter.settle(self._records.load(id), held)
 
-    def mounts(self, id: str) -> list[Mount]:
-        """What an engine has to mount to see the layer writable. Its images are attached, nothing is mounted.
+    def mounts(self, id: str, *, read_only: bool = False) -> list[Mount]:
+        """What an engine has to mount to see the layer. Its images are attached, nothing is mounted.
 
         They stay attached until :meth:`put` (or :meth:`release`), :meth:`remove`, :meth:`cleanup` or the
         boot; call again after a reboot.
         """
-        check_id(id)
+        key = check_id(id) + VIEW if read_only else check_id(id)
         with self._locks.hold(id) as held:
             layer = self._load_to_mount(id)
-            before = self._holds.of_engine(id)
-            self._holds.set_engine(id, True)
+            before = self._holds.of_engine(key)
+            self._holds.set_engine(key, True)
             try:
-                return self._union.mounts(self._mounter.stack(layer, id, held))
+                return self._union.mounts(self._mounter.stack(layer, key, held, view=read_only))
             except BaseException:
-                self._holds.set_engine(id, before)
+                self._holds.set_engine(key, before)
                 self._mounter.settle(layer, held)
                 raise
 
@@ -293,12 +304,27 @@ class Driver:
         check_id(id)
         with self._locks.hold(id) as held:
             layer = self._records.load(id)
-            self._holds.set_engine(id, False)
+            keys = [key for key in (id, id + VIEW) if self._holds.of_engine(key)]
             try:
+                for key in keys:
+                    self._holds.set_engine(key, False)
                 self._mounter.settle(layer, held)
             except Busy:
-                self._holds.set_engine(id, True)
+                for key in keys:
+                    self._holds.set_engine(key, True)
                 raise
+
+    def sync(self, id: str) -> None:
+        """Make everything written to the layer durable: its image, or the root's file system, is synced."""
+        with self._locks.hold(check_id(id)):
+            layer = self._records.load(id)
+            try:
+                if layer.record is None:
+                    files.sync_file_system(self._layout.diff(id))
+                else:
+                    self._limiter.sync(id)
+            except OSError as error:
+                raise from_os_error(error, f"sync layer {id}") from error
 
     # -- look --------------------------------------------------------------------------------------
 
@@ -313,6 +339,19 @@ class Driver:
     def parent(self, id: str) -> str:
         """The parent's id, ``""`` for a base; NotFound."""
         return self._records.load(check_id(id)).parent
+
+    def chain(self, id: str) -> tuple[str, ...]:
+        """The ancestors' ids, nearest first; NotFound."""
+        return self._records.chain(check_id(id))
+
+    def is_empty(self, id: str) -> bool:
+        """Whether nothing was ever written to the layer."""
+        if self._layer(id).record is not None:
+            return self.usage(id) == Usage(0, 0)
+        try:
+            return not os.listdir(self._layout.diff(id))
+        except OSError as error:
+            raise from_os_error(error, f"look into layer {id}") from error
 
     def limit(self, id: str) -> Limit | None:
         """The limit in force, None when there is none; NotFound, Corrupt."""
@@ -345,6 +384,22 @@ class Driver:
                 health=health,
                 recovered=recovered,
             )
+
+    def inspect_image(self, id: str, *, deep: bool = False) -> list[tuple[str, str]]:
+        """What is not as it should be with a limited layer, as stable codes and sentences; [] when unlimited.
+
+        ``deep`` also reads the whole file system, if it is not mounted. Corrupt for what cannot be used.
+        """
+        with self._locks.hold(check_id(id)):
+            layer = self._records.load(id)
+            if layer.record is None:
+                return []
+            return self._limiter.inspect(id, layer.record, deep=deep)
+
+    def is_recorded(self, key: str) -> bool:
+        """Whether somebody is recorded to hold the mount ``mnt/<key>``."""
+        with self._locks.hold(layer_of(key)):
+            return self._mounter.is_held(key)
 
     def status(self) -> list[tuple[str, str]]:
         """Rows for people: root, number of layers, backing file system, how limits are enforced."""
@@ -446,6 +501,17 @@ class Driver:
     def diff_size(self, id: str) -> int:
         """Sum of the apparent sizes of the layer's own files, hard links once."""
         return self._content.size(check_id(id))
+
+    def content_id(self, id: str) -> str:
+        """A digest of the layer's own changes: names, types, owners, modes, times, attributes, content."""
+        return self._content.content_id(check_id(id))
+
+    def lose_path(self, path: Path) -> Path:
+        """Move a file that belongs to no layer to ``lost/``; returns where."""
+        try:
+            return self._layout.lose(path)
+        except OSError as error:
+            raise from_os_error(error, f"keep {path}") from error
 
     def migrate(self, path: str | os.PathLike[str], setup_init: Callable[[str], None]) -> None:
         """Take in the layers of a Docker data root from before 0.7: images, then containers. Idempotent."""

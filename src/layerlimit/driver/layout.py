@@ -53,6 +53,7 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
     version: int
     union: str
+    store: bool = False  # a store owns the layers: store.db says what they are called
 
 
 @dataclass(frozen=True, slots=True)

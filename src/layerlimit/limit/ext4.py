@@ -187,6 +187,12 @@ def repair(image: Path) -> bool:
     return _fsck(image, "-p")
 
 
+def damage(image: Path) -> str:
+    """What ``e2fsck -n`` finds wrong with an unattached image, ``""`` when it is whole; changes nothing."""
+    done = _run("e2fsck", "-f", "-n", str(image))
+    return "" if done.returncode == 0 else _last_line(done.stdout)
+
+
 def _fsck(image: Path, *options: str) -> bool:
     done = _run("e2fsck", *options, str(image))
     if done.returncode >= 4 or done.returncode < 0:

@@ -286,6 +286,14 @@ class ImageLimiter:
         files.set_immutable(bind, True)
         mount.bind(upper, bind)
 
+    def sync(self, id: str) -> None:
+        """Make what was written to the layer durable: its file system if it is mounted, then the image."""
+        place = self._place(id)
+        if self._mount_root(place):
+            files.sync_file_system(place)
+        with self._opened(id, os.O_RDONLY) as fd:
+            os.fsync(fd)
+
     def unbind(self, id: str) -> None:
         """Take the bind at ``diff/<id>`` away, so that the upper below it can be exchanged."""
         bind = self._upper_bind(id)
@@ -360,6 +368,27 @@ class ImageLimiter:
             where = _read(facts / "last_error_func") or "unknown place"
             return Health("degraded", f"ext4 on {name} met {errors} error(s), the last in {where}")
         return Health("ok")
+
+    def inspect(self, id: str, record: Record, *, deep: bool) -> list[tuple[str, str]]:
+        """What is not as it should be, as codes and sentences; ``deep`` reads the whole file system.
+
+        Raises Corrupt for an image that cannot be used at all.
+        """
+        found = []
+        self._stat(id)
+        with self._opened(id, os.O_RDONLY) as fd:
+            self._check_identity(fd, id, record)
+            clean = ext4.read_superblock(fd, self.image(id)).clean
+        if record.growing is not None:
+            found.append(
+                ("resize.unfinished", f"layer {id} was about to grow to {record.growing.bytes} bytes")
+            )
+        if not self.is_attached(id):
+            if not clean:
+                found.append(("image.unclean", f"{self.image(id)} was not unmounted cleanly"))
+            elif deep and (damage := ext4.damage(self.image(id))):
+                found.append(("image.damaged", f"{self.image(id)} is damaged: {damage}"))
+        return found
 
     def recovered(self, id: str) -> list[str]:
         try:

@@ -106,6 +106,9 @@ class Limiter(Protocol):
     def is_attached(self, id: str) -> bool:
         """Whether anything is mounted for ``id``."""
 
+    def sync(self, id: str) -> None:
+        """Make what was written to the place durable."""
+
     def usage(self, id: str, record: Record) -> Usage:
         """Bytes and inodes in use, in constant time, attached or not."""
 
@@ -114,6 +117,9 @@ class Limiter(Protocol):
 
     def health(self, id: str) -> Health:
         """Whether the attached place still takes writes, and why not."""
+
+    def inspect(self, id: str, record: Record, *, deep: bool) -> list[tuple[str, str]]:
+        """What is not as it should be, as codes and sentences; Corrupt for what cannot be used at all."""
 
     def recovered(self, id: str) -> list[str]:
         """Names of what a repair could only put into ``lost+found``; empty when not attached."""

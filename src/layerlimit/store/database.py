@@ -1,0 +1,174 @@
+"""``store.db``: the names of layers, and nothing that is true elsewhere.
+
+    entry   one row per name: which driver layer it is, its kind, its parent, its times
+    label   free text by key, for an entry
+    trash   driver layers that no entry names any more; the reaper deletes them
+    total   one row, kept by triggers: how many bytes the limits of all entries promise together
+
+Structure (chains) and limits are the driver's. ``entry.parent`` repeats the first link of a chain so that
+the database itself refuses to delete a parent, and ``entry.promised`` repeats a limit so that admission
+need not read every layer; ``check`` compares both with the driver and puts them right from there.
+
+Every change is one transaction. WAL with ``synchronous=FULL``: a transaction that was reported is on disk.
+Schema versions are ``PRAGMA user_version``; a database newer than this code is refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from layerlimit.errors import Corrupt, Error, NotSupported, OutOfSpace
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE entry (
+        namespace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        id TEXT NOT NULL UNIQUE,                     -- the driver's
+        kind INTEGER NOT NULL CHECK (kind IN (1, 2, 3)), -- view, active, committed: containerd's numbers
+        parent TEXT REFERENCES entry (id),           -- id of the parent's entry
+        created INTEGER NOT NULL,                    -- nanoseconds since 1970, UTC
+        updated INTEGER NOT NULL,
+        used_bytes INTEGER,                          -- recorded when it was committed, NULL if not known
+        used_inodes INTEGER,
+        durable INTEGER NOT NULL DEFAULT 1,          -- 0: committed without a sync, at the user's wish
+        diff_id TEXT,                                -- of a layer that was imported from one tar
+        content_id TEXT,                             -- of what was imported, for check
+        promised INTEGER NOT NULL DEFAULT 0,         -- bytes of its limit
+        PRIMARY KEY (namespace, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX entry_by_parent ON entry (parent);
+    CREATE TABLE label (
+        id TEXT NOT NULL REFERENCES entry (id) ON DELETE CASCADE ON UPDATE CASCADE,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (id, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE trash (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
+    CREATE TABLE total (promised INTEGER NOT NULL) STRICT;
+    INSERT INTO total VALUES (0);
+    CREATE TRIGGER promised_insert AFTER INSERT ON entry BEGIN
+        UPDATE total SET promised = promised + new.promised;
+    END;
+    CREATE TRIGGER promised_update AFTER UPDATE OF promised ON entry BEGIN
+        UPDATE total SET promised = promised + new.promised - old.promised;
+    END;
+    CREATE TRIGGER promised_delete AFTER DELETE ON entry BEGIN
+        UPDATE total SET promised = promised - old.promised;
+    END;
+    """,
+)
+_WAIT_SECONDS = 30.0
+
+
+class Database:
+    """Connections to one ``store.db``, one for each thread; safe for threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        with self._typed():
+            self._migrate(self.connection())
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = sqlite3.connect(
+                self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            found.row_factory = sqlite3.Row
+            found.execute("PRAGMA journal_mode = WAL")
+            found.execute("PRAGMA synchronous = FULL")
+            found.execute("PRAGMA foreign_keys = ON")
+            self._local.connection = found
+            with self._lock:
+                self._all.append(found)
+        return found
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(_MIGRATIONS):
+            raise NotSupported(
+                f"{self.path} has schema {version}, newer than the {len(_MIGRATIONS)} known here",
+                hint="use a newer layerlimit",
+                code="store.newer",
+            )
+        if version == len(_MIGRATIONS):
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            for number in range(version, len(_MIGRATIONS)):
+                for statement in _statements(_MIGRATIONS[number]):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for reading; several statements see one moment."""
+        with self._typed():
+            connection = self.connection()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction: durable when the block ends, undone when it raises."""
+        with self._typed():
+            connection = self.connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name == "SQLITE_FULL":
+                raise OutOfSpace(f"{self.path} cannot grow: the disk is full", code="store.full") from error
+            if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+                raise Corrupt(
+                    f"{self.path} is damaged: {error}",
+                    hint="move it away and run 'layerlimit check --repair', which rebuilds it",
+                    code="store.corrupt",
+                ) from error
+            raise Error(f"{self.path}: {error}", code="store.database") from error
+
+    def close(self) -> None:
+        """Close every thread's connection."""
+        with self._lock:
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+        self._local = threading.local()
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script; ``executescript`` would end the transaction that makes them one."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""

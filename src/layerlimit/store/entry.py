@@ -1,0 +1,78 @@
+"""What the store says of a layer."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from layerlimit.errors import InvalidArgument
+
+NAME_BYTES = 4096
+LABEL_BYTES = 4096  # key and value together, as containerd allows
+
+
+class Kind(enum.IntEnum):
+    """The stage of an entry's life; the numbers are containerd's."""
+
+    VIEW = 1
+    ACTIVE = 2
+    COMMITTED = 3
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """An entry as it was at one moment.
+
+    ``id`` is the driver's; ``parent`` is a name in the same namespace, ``""`` for a base; times are
+    nanoseconds since 1970, UTC. ``used_bytes`` and ``used_inodes`` were recorded at commit (None: not
+    known). ``durable`` is False for a layer that was committed without a sync. ``diff_id`` is that of the
+    one tar a layer was imported from.
+    """
+
+    namespace: str
+    name: str
+    id: str
+    kind: Kind
+    parent: str
+    created: int
+    updated: int
+    used_bytes: int | None = None
+    used_inodes: int | None = None
+    durable: bool = True
+    diff_id: str | None = None
+    promised: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def created_at(self) -> datetime:
+        """:attr:`created` to the microsecond, with its time zone."""
+        return datetime.fromtimestamp(self.created / 1e9, UTC)
+
+
+def check_name(name: str) -> str:
+    """``name`` if it may be an entry's: any text of 1 to 4096 bytes without NUL."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= NAME_BYTES or "\0" in name:
+        raise InvalidArgument(
+            f"{name!r:.120} cannot be a name", hint="use 1 to 4096 bytes of UTF-8 text", code="name.invalid"
+        )
+    return name
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """``labels`` if each has a key and fits; those with an empty value are left out, as containerd does."""
+    for key, value in labels.items():
+        if not key or len(key.encode(errors="replace")) + len(value.encode(errors="replace")) > LABEL_BYTES:
+            raise InvalidArgument(
+                f"the label {key!r:.120} is empty or too long",
+                hint=f"key and value together hold at most {LABEL_BYTES} bytes",
+                code="label.invalid",
+            )
+    return {key: value for key, value in labels.items() if value}

@@ -1,0 +1,89 @@
+"""Deleting what no entry names: after a removal, after a crash, and when asked. It is one function.
+
+Two things are found: ids in ``trash``, whose entries were removed, and driver layers that never got an
+entry because their creator died. The second are deleted when they hold nothing; one that holds data is
+moved to ``lost/`` and reported. A layer that somebody is working on is locked, and skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+from layerlimit.driver import Driver
+from layerlimit.driver.locks import Locks
+from layerlimit.errors import Busy, Error, NotFound
+from layerlimit.store.database import Database
+
+_ID = re.compile(r"s[a-z2-7]{8}")
+
+
+class Reaper:
+    """Clean-up for one root; any number may run at once."""
+
+    def __init__(self, driver: Driver, database: Database) -> None:
+        self._driver = driver
+        self._database = database
+        path = driver.root / "store.lock"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        self._locks = Locks(path)
+
+    @contextlib.contextmanager
+    def owned(self, id: str) -> Iterator[str]:
+        """Work on a layer whose row may be about to appear, change or vanish; others wait, or skip it."""
+        with self._locks.hold(id):
+            yield id
+
+    def run(self) -> list[str]:
+        """Delete everything unreferenced that nobody works on; sentences about what was notable."""
+        notes: list[str] = []
+        for id in self._queued():
+            with self._locks.attempt(id) as held:
+                if held is not None:
+                    notes.extend(self._finish(id))
+        for id in self._orphans():
+            with self._locks.attempt(id) as held:
+                if held is not None and id in self._orphans():
+                    notes.extend(self._adopt_or_delete(id))
+        return notes
+
+    def _queued(self) -> list[str]:
+        """Trashed ids, descendants before what they stand on."""
+        with self._database.reading() as db:
+            ids = [id for (id,) in db.execute("SELECT id FROM trash")]
+        depth = {}
+        for id in ids:
+            depth[id] = 0
+            with contextlib.suppress(Error):
+                depth[id] = len(self._driver.chain(id))
+        return sorted(ids, key=lambda id: -depth[id])
+
+    def _finish(self, id: str) -> list[str]:
+        try:
+            self._driver.remove(id)
+        except NotFound:
+            pass
+        except Busy as error:
+            return [f"{id} is removed but cannot be deleted yet: {error.message}"]
+        with self._database.writing() as db:
+            db.execute("DELETE FROM trash WHERE id = ?", (id,))
+        return []
+
+    def _orphans(self) -> set[str]:
+        """Layers that a store made and that have no row; those another program made are not ours."""
+        made = {id for id in self._driver.ids() if _ID.fullmatch(id)}
+        with self._database.reading() as db:
+            named = {id for (id,) in db.execute("SELECT id FROM entry UNION SELECT id FROM trash")}
+        return made - named
+
+    def _adopt_or_delete(self, id: str) -> list[str]:
+        try:
+            if self._driver.is_empty(id):
+                self._driver.remove(id)
+                return []
+            kept = self._driver.lose(id)
+        except Error as error:
+            return [f"{id} has no entry and cannot be cleaned up: {error.message}"]
+        return [f"{id} had no entry but holds data; it is kept in {kept}"]

@@ -1,0 +1,497 @@
+"""The store: names and life cycle of layers over a driver. See docs/store.md for what a crash leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from layerlimit.archive import Change
+from layerlimit.archive import Limits as ArchiveLimits
+from layerlimit.driver import Driver, State
+from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument, NotFound
+from layerlimit.limit import Limit, Usage, format_size
+from layerlimit.store.admission import Capacity, Policy
+from layerlimit.store.entry import Info, Kind, check_labels, check_name
+from layerlimit.store.filters import parse
+from layerlimit.store.layer import Layer
+from layerlimit.store.opening import open_database
+from layerlimit.store.reaper import Reaper
+from layerlimit.union import Mount
+
+NAMESPACE = "default"
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_COLUMNS = (
+    "entry.namespace, entry.name, entry.id, entry.kind, coalesce(above.name, '') AS parent, entry.created,"
+    " entry.updated, entry.used_bytes, entry.used_inodes, entry.durable, entry.diff_id, entry.promised"
+)
+_FROM = "FROM entry LEFT JOIN entry AS above ON above.id = entry.parent"
+
+
+class Store:
+    """Layers by name. Safe for threads and processes; every change is one durable transaction.
+
+    ``namespace`` partitions the names: entries of another namespace are never seen. ``default_limit`` is
+    given to writable layers created without one. A context manager; :meth:`close` gives up the database's
+    files and nothing else: mounts stay.
+
+    Opening makes what is missing, then finishes or undoes what a killed process left. Corrupt when the
+    database is missing beside layers of a store: ``check --repair`` rebuilds it.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        namespace: str = NAMESPACE,
+        union: str = "auto",
+        limiter: str = "auto",
+        owner: tuple[int, int] = (0, 0),
+        default_limit: Limit | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self.namespace = check_name(namespace)
+        self.default_limit = default_limit
+        self.policy = policy or Policy()
+        self.driver = Driver(root, union, limiter, owner=owner)
+        self.root = self.driver.root
+        self.database = open_database(self.driver)
+        self.reaper = Reaper(self.driver, self.database)
+        self.reaper.run()
+
+    def close(self) -> None:
+        """Close the database. The store is not used afterwards."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- look --------------------------------------------------------------------------------------
+
+    def stat(self, name: str) -> Info:
+        """The entry called ``name``; NotFound."""
+        with self.database.reading() as db:
+            return self._stat(db, name)
+
+    def _stat(self, db: sqlite3.Connection, name: str) -> Info:
+        row = db.execute(
+            f"SELECT {_COLUMNS} {_FROM} WHERE entry.namespace = ? AND entry.name = ?", (self.namespace, name)
+        ).fetchone()
+        if row is None:
+            raise NotFound(
+                f"there is no layer {name!r}",
+                hint="see which there are with 'layerlimit ls'",
+                code="layer.not_found",
+            )
+        labels = db.execute("SELECT key, value FROM label WHERE id = ? ORDER BY key", (row["id"],))
+        return _info(row, dict(map(tuple, labels)))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an entry called ``name``."""
+        try:
+            self.stat(name)
+        except NotFound:
+            return False
+        return True
+
+    def ls(self, *filters: str) -> list[Info]:
+        """The entries that match any of ``filters`` (containerd's language; none: all), sorted by name."""
+        matches = parse(filters)
+        with self.database.reading() as db:
+            labels: dict[str, dict[str, str]] = {}
+            for id, key, value in db.execute(
+                "SELECT id, key, value FROM label JOIN entry USING (id) WHERE namespace = ?",
+                (self.namespace,),
+            ):
+                labels.setdefault(id, {})[key] = value
+            rows = db.execute(
+                f"SELECT {_COLUMNS} {_FROM} WHERE entry.namespace = ? ORDER BY entry.name", (self.namespace,)
+            )
+            found = [_info(row, labels.get(row["id"], {})) for row in rows]
+        return [
+            info
+            for info in found
+            if matches({"name": info.name, "parent": info.parent, "kind": str(info.kind)}, info.labels)
+        ]
+
+    def usage(self, name: str) -> Usage:
+        """Bytes and inodes of the layer's own changes: constant time when it is limited or was recorded."""
+        info = self.stat(name)
+        if info.kind is Kind.COMMITTED and info.used_bytes is not None and info.used_inodes is not None:
+            return Usage(info.used_bytes, info.used_inodes)
+        usage = self.driver.usage(info.id)
+        if info.kind is Kind.COMMITTED:
+            with self.database.writing() as db:
+                db.execute(
+                    "UPDATE entry SET used_bytes = ?, used_inodes = ? WHERE id = ? AND kind = ?",
+                    (usage.bytes, usage.inodes, info.id, Kind.COMMITTED),
+                )
+        return usage
+
+    def limit(self, name: str) -> Limit | None:
+        """The limit in force, None when there is none."""
+        return self.driver.limit(self.stat(name).id)
+
+    def state(self, name: str) -> State:
+        """Whether the layer is mounted, held and healthy."""
+        return self.driver.state(self.stat(name).id)
+
+    def capacity(self) -> Capacity:
+        """The disk, and what limits promise of it."""
+        with self.database.reading() as db:
+            (promised,) = db.execute("SELECT promised FROM total").fetchone()
+        return self.policy.capacity(self.root, promised)
+
+    # -- create ------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        parent: str = "",
+        *,
+        limit: Limit | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Info:
+        """A writable layer over the committed entry ``parent`` (``""``: an empty base).
+
+        AlreadyExists, NotFound, InvalidArgument (the parent is not committed), OutOfSpace (admission).
+        """
+        limit = limit or self.default_limit
+        self._admit(limit)
+        return self._add(name, parent, Kind.ACTIVE, limit=limit, labels=labels)
+
+    def view(self, name: str, parent: str = "", *, labels: Mapping[str, str] | None = None) -> Info:
+        """A read-only view of the committed entry ``parent``, under a name of its own."""
+        return self._add(name, parent, Kind.VIEW, limit=None, labels=labels)
+
+    def _admit(self, limit: Limit | None) -> None:
+        self.policy.admit(self.capacity(), limit.bytes if limit else 0, self._largest())
+
+    def _largest(self) -> str:
+        """Who holds the most of the disk, for an error's sentence; empty while the disk is not full."""
+        if not self.policy.capacity(self.root, 0).full:
+            return ""
+        sizes = []
+        for info in self.ls(f"kind=={Kind.ACTIVE}"):
+            with contextlib.suppress(Error):
+                sizes.append((self.driver.usage(info.id).bytes, info.name))
+        top = ", ".join(f"{name} ({format_size(size)})" for size, name in sorted(sizes, reverse=True)[:3])
+        return f"; the largest layers are {top}" if top else ""
+
+    def _add(
+        self,
+        name: str,
+        parent: str,
+        kind: Kind,
+        *,
+        limit: Limit | None,
+        labels: Mapping[str, str] | None,
+        fill: Callable[[str], tuple[str | None, str]] | None = None,
+    ) -> Info:
+        """Create, fill and name a driver layer. Its id is locked from before it exists until it has a row."""
+        check_name(name)
+        kept = check_labels(dict(labels or {}))
+        with self.database.reading() as db:
+            self._refuse_name(db, name)
+            above = self._parent(db, parent)
+        with self.reaper.owned(_new_id()) as id:
+            self.driver.create(id, above, limit=limit)
+            try:
+                diff_id, content_id = fill(id) if fill else (None, None)
+                now = time.time_ns()
+                with self.database.writing() as db:
+                    self._refuse_name(db, name)
+                    self._parent(db, parent)
+                    promised = limit.bytes if limit else 0
+                    if promised:
+                        (before,) = db.execute("SELECT promised FROM total").fetchone()
+                        self.policy.admit(self.policy.capacity(self.root, before), promised, "")
+                    db.execute(
+                        "INSERT INTO entry (namespace, name, id, kind, parent, created, updated, diff_id,"
+                        " content_id, promised) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            self.namespace,
+                            name,
+                            id,
+                            kind,
+                            above or None,
+                            now,
+                            now,
+                            diff_id,
+                            content_id,
+                            promised,
+                        ),
+                    )
+                    _set_labels(db, id, kept)
+            except BaseException:
+                self.driver.remove(id)
+                raise
+        return self.stat(name)
+
+    def _refuse_name(self, db: sqlite3.Connection, name: str) -> None:
+        row = db.execute(
+            "SELECT 1 FROM entry WHERE namespace = ? AND name = ?", (self.namespace, name)
+        ).fetchone()
+        if row is not None:
+            raise AlreadyExists(
+                f"layer {name!r} exists already", hint="choose another name", code="layer.exists"
+            )
+
+    def _parent(self, db: sqlite3.Connection, parent: str) -> str:
+        """The driver's id of the parent, which must be committed."""
+        if not parent:
+            return ""
+        above = self._stat(db, parent)
+        if above.kind is not Kind.COMMITTED:
+            raise InvalidArgument(
+                f"layer {parent!r} is {above.kind} and cannot be a parent",
+                hint="commit it first",
+                code="parent.not_committed",
+            )
+        return above.id
+
+    def import_tar(
+        self,
+        name: str,
+        *streams: BinaryIO,
+        parent: str = "",
+        labels: Mapping[str, str] | None = None,
+        limits: ArchiveLimits | None = None,
+    ) -> Info:
+        """A committed layer with what the layer tars hold, the lowest first: all of them, or nothing."""
+
+        def fill(id: str) -> tuple[str | None, str]:
+            applied = [self.driver.apply(id, s, limits=limits, flat=len(streams) > 1) for s in streams]
+            return applied[0].diff_id if len(applied) == 1 else None, self.driver.content_id(id)
+
+        self.policy.admit(self.capacity(), 0, self._largest())
+        return self._add(name, parent, Kind.COMMITTED, limit=None, labels=labels, fill=fill)
+
+    # -- change ------------------------------------------------------------------------------------
+
+    def commit(
+        self, name: str, new: str, *, labels: Mapping[str, str] | None = None, durable: bool = True
+    ) -> Info:
+        """Freeze the writable layer ``name`` under the name ``new``; copies and walks nothing.
+
+        Its file system is synced first, unless ``durable`` is False, which is recorded. Busy while the layer
+        is held; AlreadyExists; InvalidArgument when it is not active. Labels are replaced.
+        """
+        check_name(new)
+        kept = check_labels(dict(labels or {}))
+        with self._holding(name) as info:
+            self._require_active(info)
+            return self._commit(info, new, kept, durable)
+
+    def _commit(self, info: Info, new: str, labels: Mapping[str, str], durable: bool) -> Info:
+        with self.database.reading() as db:
+            self._refuse_name(db, new)
+        state = self.driver.state(info.id)
+        if state.holds or state.processes:
+            raise Busy(f"layer {info.name!r} is mounted", hint="unmount it first", code="layer.held")
+        if durable:
+            self.driver.sync(info.id)
+        self.driver.release(info.id)
+        limited = self.driver.limit(info.id) is not None
+        used = self.driver.usage(info.id) if limited else None
+        now = time.time_ns()
+        with self.database.writing() as db:
+            self._refuse_name(db, new)
+            db.execute(
+                "UPDATE entry SET name = ?, kind = ?, created = ?, updated = ?, used_bytes = ?,"
+                " used_inodes = ?, durable = ? WHERE id = ?",
+                (
+                    new,
+                    Kind.COMMITTED,
+                    now,
+                    now,
+                    used and used.bytes,
+                    used and used.inodes,
+                    int(durable),
+                    info.id,
+                ),
+            )
+            _set_labels(db, info.id, labels)
+        return self.stat(new)
+
+    @contextlib.contextmanager
+    def _holding(self, name: str) -> Iterator[Info]:
+        """The entry, locked: it is not committed, removed or mounted by others meanwhile."""
+        info = self.stat(name)
+        with self.reaper.owned(info.id):
+            again = self.stat(name)
+            if again.id != info.id:
+                raise Busy(f"layer {name!r} was replaced meanwhile", hint="try again", code="layer.replaced")
+            yield again
+
+    def _require_active(self, info: Info) -> None:
+        if info.kind is not Kind.ACTIVE:
+            raise InvalidArgument(
+                f"layer {info.name!r} is {info.kind}, not active",
+                hint="create a child of it",
+                code="kind.not_active",
+            )
+
+    def rename(self, name: str, new: str) -> Info:
+        """Give an entry another name; children and mounts do not notice."""
+        check_name(new)
+        with self.database.writing() as db:
+            info = self._stat(db, name)
+            self._refuse_name(db, new)
+            db.execute("UPDATE entry SET name = ?, updated = ? WHERE id = ?", (new, time.time_ns(), info.id))
+        return self.stat(new)
+
+    def update(self, name: str, labels: Mapping[str, str], *, only: Iterable[str] | None = None) -> Info:
+        """Replace the labels, or with ``only`` set those keys (one that ``labels`` lacks is deleted)."""
+        kept = check_labels(dict(labels))
+        with self.database.writing() as db:
+            info = self._stat(db, name)
+            if only is not None:
+                keys = set(only)
+                kept = {k: v for k, v in info.labels.items() if k not in keys} | {
+                    k: v for k, v in kept.items() if k in keys
+                }
+            _set_labels(db, info.id, kept)
+            db.execute("UPDATE entry SET updated = ? WHERE id = ?", (time.time_ns(), info.id))
+        return self.stat(name)
+
+    def resize(self, name: str, limit: Limit) -> None:
+        """Raise the limit of a writable layer, mounted or not; see :meth:`Driver.resize`. Admission applies.
+
+        The promise is recorded first: a crash leaves it too high, which ``check`` puts right, never too low.
+        """
+        with self._holding(name) as info:
+            self._require_active(info)
+            more = limit.bytes - info.promised
+            if more > 0:
+                self.policy.admit(self.capacity(), more, self._largest())
+                self._promise(info.id, limit.bytes)
+            try:
+                self.driver.resize(info.id, limit)
+            except BaseException:
+                self._promise(info.id, info.promised)
+                raise
+
+    def _promise(self, id: str, size: int) -> None:
+        with self.database.writing() as db:
+            db.execute("UPDATE entry SET promised = ? WHERE id = ?", (size, id))
+
+    def rm(self, name: str) -> None:
+        """Remove an entry: one transaction; its layer is deleted by the reaper, at once or later.
+
+        Busy when it has children or is held.
+        """
+        with self._holding(name) as info:
+            if self.driver.exists(info.id):
+                state = self.driver.state(info.id)
+                if state.holds or state.processes:
+                    raise Busy(f"layer {name!r} is mounted", hint="unmount it first", code="layer.held")
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        with self.database.writing() as db:
+            info = self._stat(db, name)
+            children = db.execute("SELECT name FROM entry WHERE parent = ? LIMIT 3", (info.id,)).fetchall()
+            if children:
+                names = ", ".join(repr(row["name"]) for row in children)
+                raise Busy(
+                    f"layer {name!r} is the parent of {names}",
+                    hint="remove those first",
+                    code="layer.has_children",
+                )
+            db.execute("DELETE FROM entry WHERE id = ?", (info.id,))
+            db.execute("INSERT INTO trash VALUES (?)", (info.id,))
+
+    # -- mount -------------------------------------------------------------------------------------
+
+    def mount(self, name: str, *, read_only: bool = False) -> Path:
+        """Mount the layer here and return where; a hold that ends with :meth:`umount` or the boot.
+
+        A committed layer, or a view, is mounted read-only.
+        """
+        with self._holding(name) as info:
+            return self.driver.get(info.id, read_only=read_only or info.kind is not Kind.ACTIVE)
+
+    def umount(self, name: str) -> None:
+        """Give up one :meth:`mount`; the last one unmounts."""
+        self.driver.put(self.stat(name).id)
+
+    @contextlib.contextmanager
+    def mounted(self, name: str, *, read_only: bool = False) -> Iterator[Path]:
+        """The layer, mounted for the length of a ``with`` block; freed also when the process dies."""
+        with contextlib.ExitStack() as undo:
+            with self._holding(name) as info:
+                view = read_only or info.kind is not Kind.ACTIVE
+                path = undo.enter_context(self.driver.mounted(info.id, read_only=view))
+            yield path
+
+    def mounts(self, name: str) -> list[Mount]:
+        """What an engine has to mount to see the entry; InvalidArgument for a committed one."""
+        with self._holding(name) as info:
+            if info.kind is Kind.COMMITTED:
+                raise InvalidArgument(
+                    f"layer {name!r} is committed and has no mounts",
+                    hint="make a view of it",
+                    code="kind.committed",
+                )
+            return self.driver.mounts(info.id, read_only=info.kind is Kind.VIEW)
+
+    # -- content -----------------------------------------------------------------------------------
+
+    def changes(self, name: str) -> list[Change]:
+        """See :meth:`Driver.changes`."""
+        return self.driver.changes(self.stat(name).id)
+
+    def diff(self, name: str) -> BinaryIO:
+        """See :meth:`Driver.diff`."""
+        return self.driver.diff(self.stat(name).id)
+
+    def apply(self, name: str, stream: BinaryIO, *, limits: ArchiveLimits | None = None) -> str:
+        """Apply a layer tar to a writable layer that nobody holds; returns the diff ID."""
+        with self._holding(name) as info:
+            self._require_active(info)
+            return self.driver.apply(info.id, stream, limits=limits).diff_id
+
+    def tree(self) -> dict[str, list[str]]:
+        """The names of each entry's children, by name; ``""`` has the bases."""
+        found: dict[str, list[str]] = {}
+        for info in self.ls():
+            found.setdefault(info.parent, []).append(info.name)
+        return found
+
+    def layer(self, name: str) -> Layer:
+        """The entry as an object; NotFound."""
+        return Layer(self, self.stat(name).name)
+
+    def check(self, *, repair: bool = False, force: bool = False, quick: bool = False) -> Iterator[Finding]:
+        """Compare names, layers, images, mounts and devices; see :mod:`layerlimit.store.check`."""
+        return Check(self.driver, self.database, repair=repair, force=force, quick=quick).run()
+
+    def gc(self) -> list[str]:
+        """Delete what no entry references; returns sentences about what was done or could not be."""
+        return self.reaper.run()
+
+
+def _new_id() -> str:
+    """A short id: 128 of them fit the page of options that engines mount with."""
+    return "s" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def _info(row: sqlite3.Row, labels: dict[str, str]) -> Info:
+    values = dict(row)
+    values["kind"] = Kind(values["kind"])
+    values["durable"] = bool(values["durable"])
+    return Info(**values, labels=labels)
+
+
+def _set_labels(db: sqlite3.Connection, id: str, labels: Mapping[str, str]) -> None:
+    db.execute("DELETE FROM label WHERE id = ?", (id,))
+    db.executemany("INSERT INTO label VALUES (?, ?, ?)", [(id, key, value) for key, value in labels.items()])
