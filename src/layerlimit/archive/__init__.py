@@ -1,5 +1,6 @@
 """Layer archives: a directory of changes as a tar, and back."""
 
+from layerlimit.archive.apply import Applied, apply
 from layerlimit.archive.changes import Change, Kind, changes, compare
 from layerlimit.archive.form import Form
 from layerlimit.archive.limits import Limits
@@ -8,6 +9,7 @@ from layerlimit.archive.stream import LayerStream, read_stream
 from layerlimit.archive.write import Written, write
 
 __all__ = [
+    "Applied",
     "Change",
     "Form",
     "Kind",
@@ -15,6 +17,7 @@ __all__ = [
     "Limits",
     "Usage",
     "Written",
+    "apply",
     "changes",
     "compare",
     "read_stream",

@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from layerlimit.archive.inflate import Compression, Inflater, detect
 from layerlimit.archive.limits import KIB, MIB, Limits
+from layerlimit.errors import from_os_error
 
 CHUNK = MIB
 _RAW = 256 * KIB  # compressed bytes at a time, and the first look at any stream
@@ -73,6 +74,8 @@ class _Filler:
         if isinstance(item, BaseException):
             self._full.put(item)  # for whoever asks again
             raise item
+        if item[1] == 0:
+            self._full.put(item)
         return item
 
     def release(self, buffer: memoryview) -> None:
@@ -222,7 +225,10 @@ class Source:
         """Fill ``buffer`` from the stream; less only at its end."""
         filled, size = 0, len(buffer)
         while filled < size and not self._stream_ended:
-            count = self._readinto(buffer[filled:])
+            try:
+                count = self._readinto(buffer[filled:])
+            except OSError as error:
+                raise from_os_error(error, "read the layer archive") from error
             if count is None:
                 raise BlockingIOError("the stream of a layer has to be in blocking mode")
             filled += count

@@ -7,10 +7,11 @@ the stored bytes go, in order. Source: GNU tar's manual, "Storing Sparse Files".
 from __future__ import annotations
 
 from array import array
+from typing import TypeAlias
 
 from layerlimit.archive.tarformat import BLOCK, MAX_OFFSET, invalid, parse_decimal, parse_number
 
-Regions = array[int]
+Regions: TypeAlias = "array[int]"  # arrays take a type when they run from Python 3.12 on
 
 _HEADER_PAIRS = 4  # in an old GNU header, from byte 386
 _EXTENSION_PAIRS = 21  # in each block that continues it

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -113,6 +114,8 @@ def run(
         term=os.fsencode(os.environ.get("TERM", "xterm")),
         caller=os.getpid(),
     )
+    for stream, given in enumerate((stdin, stdout, stderr)):
+        _refuse_a_way_out(stream if given is None else given)
     try:
         return _run(spec, (stdin, stdout, stderr))
     except OSError as error:
@@ -255,6 +258,17 @@ def _terminal(stdin: int, stdout: int) -> bytes:
     except OSError:
         pass  # no terminal, or not this session's
     return b""
+
+
+def _refuse_a_way_out(stream: int) -> None:
+    """No directory, from which openat(2) leads on, no block device: it can be opened again for writing."""
+    try:
+        mode = os.fstat(stream).st_mode
+    except OSError:
+        return  # closed
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
+        kind = "directory" if stat.S_ISDIR(mode) else "block device"
+        raise InvalidArgument(f"cannot pass a {kind} to the command as descriptor {stream}")
 
 
 def _plain(what: str, value: str) -> bytes:

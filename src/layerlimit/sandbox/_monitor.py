@@ -38,7 +38,7 @@ def _monitor(request: int, status: int) -> NoReturn:
     if os.getppid() != spec.caller:
         os._exit(FAILED)  # it ended before it could be watched
     _require_read_only_interpreter()
-    _check_streams()
+    _prepare_streams()
     null = os.open(os.devnull, os.O_RDWR)
     alive, keep = os.pipe()  # closed by the end of this process only: how the init knows that it still runs
     with doing("make a PID namespace"):
@@ -80,7 +80,7 @@ def _require_read_only_interpreter() -> None:
         )
 
 
-def _check_streams() -> None:
+def _prepare_streams() -> None:
     for stream in range(3):
         try:
             mode = os.fstat(stream).st_mode
@@ -88,10 +88,6 @@ def _check_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # it was closed; the lowest free number is this one
             os.set_inheritable(stream, True)
             continue
-        if stat.S_ISDIR(mode) or stat.S_ISBLK(mode):
-            # A way out: openat(2) from it, or /proc/self/fd/N opened for writing.
-            kind = "directory" if stat.S_ISDIR(mode) else "block device"
-            raise Failure(f"cannot pass a {kind} to the command as descriptor {stream}")
         if stat.S_ISREG(mode):
             _hold_to_reading(stream)
 
