@@ -17,6 +17,7 @@ from layerlimit.driver import Driver, State
 from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument, NotFound
 from layerlimit.limit import Limit, Usage, format_size
 from layerlimit.store.admission import Capacity, Policy
+from layerlimit.store.check import Check, Finding
 from layerlimit.store.entry import Info, Kind, check_labels, check_name
 from layerlimit.store.filters import parse
 from layerlimit.store.layer import Layer
