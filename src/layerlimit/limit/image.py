@@ -175,32 +175,33 @@ class ImageLimiter:
         """Mount the image, attached or not; whether it had to be attached."""
         with self._opened(id, os.O_RDWR) as fd:
             self._check_identity(fd, id, record)
-            fresh = self._lock(fd)
-            if fresh:
+            live = self._lock(fd, id)
+            fresh = live is None
+            if live is not None:
+                device = live
+            else:
                 if not ext4.read_superblock(fd, self.image(id)).clean:
                     ext4.repair(self.image(id))
                 block = ext4.read_superblock(fd, self.image(id))
                 device = loop.attach(fd, self.image(id), block_size=512 if block.block_size < 4096 else 4096)
-            else:
-                live = loop.find(image)
-                if live is None:
-                    raise Busy(f"the image of layer {id} is locked", hint=_NO_PROCESS, code="image.locked")
-                device = live
         with device:
             if not device.status().backs(image):
                 raise Corrupt(f"{self.image(id)} was replaced", hint="try again", code="image.swapped")
             self._mount_device(device.path, id, record, read_only=read_only)
         return fresh
 
-    def _lock(self, fd: int) -> bool:
-        """Take the image's flock; False when a live loop device has it. Waits for a passing holder."""
+    def _lock(self, fd: int, id: str) -> loop.Loop | None:
+        """Take the image's flock, or find the live loop device that has it, open. Waits for others to pass."""
         for _ in range(_RETRIES):
             if files.try_flock(fd):
-                return True
-            if loop.find(os.fstat(fd)) is not None:
-                return False
+                return None
+            live = loop.find(os.fstat(fd))
+            if live is not None:
+                return live
             time.sleep(_RETRY_SECONDS)
-        return files.try_flock(fd)
+        if files.try_flock(fd):
+            return None
+        raise Busy(f"the image of layer {id} is locked", hint=_NO_PROCESS, code="image.locked")
 
     def _check_identity(self, fd: int, id: str, record: Record) -> None:
         block = ext4.read_superblock(fd, self.image(id))
@@ -450,7 +451,13 @@ class ImageLimiter:
         return new.blocks - old.blocks, new.files - old.files
 
     def _grow_offline(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
-        if not self._lock(fd):
+        for _ in range(_RETRIES):
+            live = self._lock(fd, id)
+            if live is None:
+                break
+            live.close()  # it may be on its way out: whoever looks at a device delays its end
+            time.sleep(_RETRY_SECONDS)
+        else:
             raise Busy(
                 f"the image of layer {id} is attached elsewhere", hint=_NO_PROCESS, code="image.locked"
             )
