@@ -90,6 +90,17 @@ assert first > 0 and second > 0 and first != second, (first, second)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_title_is_what_ps_shows() -> None:
+    program = """
+process.set_title(b"a-name-of-its-own")
+shown = open("/proc/self/cmdline", "rb").read()
+print(shown.strip(b"\\0"), open("/proc/self/comm").read().strip())
+process.set_title(b"x" * 100_000)
+print(set(open("/proc/self/cmdline", "rb").read().rstrip(b"\\0")) == set(b"x"))
+"""
+    assert python(program).stdout == "b'a-name-of-its-own' a-name-of-its-o\nTrue\n"
+
+
 def test_an_unknown_option_is_an_error() -> None:
     done = python("process.prctl(12345)")
     assert "prctl(12345): Invalid argument" in done.stderr
