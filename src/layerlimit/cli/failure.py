@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Final
 
 import click
 
-from layerlimit.cli.output import encode, printable, write_error
+from layerlimit.cli.output import ReaderGone, encode, printable, write_error
 from layerlimit.cli.settings import Settings
 from layerlimit.errors import Error, from_os_error
 
@@ -28,17 +30,25 @@ class Terminated(BaseException):
         self.number = number
 
 
-def end_by_exception() -> None:
-    """Turn SIGTERM and SIGHUP into :class:`Terminated`, once; ignored signals (nohup) stay ignored."""
+@contextlib.contextmanager
+def ended_by_exception() -> Iterator[None]:
+    """In the block, SIGTERM and SIGHUP raise :class:`Terminated`, once; ignored signals (nohup) stay so."""
 
     def end(number: int, _: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGHUP):
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise Terminated(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, end)
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python lets no other install handlers
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def report(error: BaseException, settings: Settings) -> int:
@@ -56,7 +66,7 @@ def report(error: BaseException, settings: Settings) -> int:
         return INTERRUPTED
     if isinstance(error, Terminated):
         return 128 + error.number
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, ReaderGone):
         return PIPE_CLOSED
     if settings.log_level == "debug":
         traceback.print_exception(error)

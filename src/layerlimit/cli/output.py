@@ -20,12 +20,16 @@ _PAGE: Final = 512  # pieces joined into one write
 _PIECE: Final = 1 << 20  # bytes of a stream at a time
 
 
+class ReaderGone(Exception):
+    """Who read our stdout closed it; that is no error of ours. Not an OSError: click would exit on it."""
+
+
 def encode(value: object, *, indent: int = 0) -> bytes:
     """``value`` as JSON. Bytes of names that are not UTF-8 come as ``\\udcXX``, as Python writes them."""
     try:
         raw = msgspec.json.encode(value)
     except UnicodeEncodeError:
-        raw = json.dumps(value).encode("ascii")
+        return json.dumps(value, indent=indent or None).encode("ascii")
     return msgspec.json.format(raw, indent=indent) if indent else raw
 
 
@@ -41,7 +45,7 @@ def write(*pieces: bytes) -> None:
     except OSError as error:
         abandon_stdout()
         if isinstance(error, BrokenPipeError):
-            raise
+            raise ReaderGone from error
         raise from_os_error(error, "write to stdout") from error
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Final
 
 import click
 
 from layerlimit import __version__
-from layerlimit.cli.failure import end_by_exception, note_format, report
+from layerlimit.cli.failure import ended_by_exception, note_format, report
 from layerlimit.cli.options import global_options
 from layerlimit.cli.settings import Settings
 
@@ -80,14 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (without the program's name) and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     settings = Settings()
-    if threading.current_thread() is threading.main_thread():
-        end_by_exception()
     log = logging.getLogger("layerlimit")
     handler = _Log(settings)
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
     try:
-        code = program.main(words, prog_name="layerlimit", standalone_mode=False, obj=settings)
+        with ended_by_exception():
+            code = program.main(words, prog_name="layerlimit", standalone_mode=False, obj=settings)
         return code if isinstance(code, int) else 0
     except BaseException as error:
         if isinstance(error, click.UsageError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from layerlimit.cli.output import encode, printable, write, write_error
-from layerlimit.errors import NotFound, PermissionDenied
+from layerlimit.errors import InvalidArgument, NotFound, PermissionDenied
 
 if TYPE_CHECKING:
     from layerlimit.driver import Driver
@@ -33,6 +33,9 @@ class Settings:
     def has_layers(self) -> bool:
         """Whether anybody ever made a layer below the root. PermissionDenied for who may not look."""
         require_root()
+        if self.root.exists() and not self.root.is_dir():
+            hint = "give another --root"
+            raise InvalidArgument(f"{self.root} is no directory", hint=hint, code="root.invalid")
         return any(os.path.lexists(self.root / name) for name in ("format", "layers"))
 
     def open_driver(self, *, make: bool = False) -> Driver:

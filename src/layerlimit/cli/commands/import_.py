@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +18,7 @@ from layerlimit.cli.options import INODES, NAME, Command
 from layerlimit.cli.settings import Settings
 from layerlimit.cli.source import open_tar, stdin
 from layerlimit.driver import Driver
-from layerlimit.errors import Error, InvalidArgument
+from layerlimit.errors import InvalidArgument
 from layerlimit.limit import format_size, parse_size
 
 _OCI = "oci:"
@@ -53,18 +55,27 @@ def command(settings: Settings, name: str, source: str, size: int | None, inodes
         else:
             stream = opened.enter_context(open_tar(source))
         driver = settings.open_driver(make=True)
-        driver.create(name, limit=limit)
-        try:
+        with ExitStack() as undo:
+            with _signals_held():
+                driver.create(name, limit=limit)
+                undo.callback(driver.remove, name)
             if image is not None:
                 applied = _apply_layers(settings, driver, name, image)
             else:
                 assert stream is not None
                 applied = [driver.apply(name, stream, flat=True)]
-        except BaseException:
-            with contextlib.suppress(Error):
-                driver.remove(name)
-            raise
+            undo.pop_all()
     _tell(settings, name, applied)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Whoever interrupts the block does so at its end: then it is known whose the base is."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _oci(place: str) -> Image:
