@@ -1,7 +1,7 @@
 """The tests that run in the guest, each as a test of its own here.
 
-Which ones: those marked ``guest`` or of the lane ``resource``; with ``--guest=all`` (``make test-vm``) the
-whole suite but for what looks at the checkout and not at the kernel.
+Which ones: those of the lane ``resource``, and those of the lane ``mount2`` that are marked ``guest``; with
+``--guest=all`` (``make test-vm``) the whole suite but for what looks at the checkout and not at the kernel.
 """
 
 from __future__ import annotations
