@@ -207,12 +207,9 @@ class OciImage:
 
     def _document(self, entry: _Descriptor, kind: str) -> bytes:
         what = f"{kind} {entry.digest}"
-        path = _blob_path(entry.digest)
-        raw = self._read(path, what, min(entry.size, MAX_DOCUMENT))
-        digest = (
-            f"{split_digest(entry.digest)[0]}:{hashlib.new(split_digest(entry.digest)[0], raw).hexdigest()}"
-        )
-        if len(raw) != entry.size or digest != entry.digest:
+        raw = self._read(_blob_path(entry.digest), what, MAX_DOCUMENT)
+        algorithm, digits = split_digest(entry.digest)
+        if len(raw) != entry.size or hashlib.new(algorithm, raw).hexdigest() != digits:
             raise invalid(f"{what} is damaged", hint="fetch the image again", code="image.digest")
         return raw
 
