@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from layerlimit.archive import Limits as ArchiveLimits
 from layerlimit.archive import usage as tree_usage
 from layerlimit.driver.content import Content
 from layerlimit.driver.holds import Holds
-from layerlimit.driver.layout import Layout, check_id, is_go_root, prepare, read_format
+from layerlimit.driver.layout import ADOPTING, check_id, is_go_root, prepare, read_format
 from layerlimit.driver.locks import Held, Locks
 from layerlimit.driver.migration import Migration
 from layerlimit.driver.mounting import VIEW, Mounter, layer_of
@@ -78,8 +79,9 @@ class Driver:
         if limiter not in ("auto", "none", "image"):
             make_limiter(limiter, self.root)
         self._limiter_name = "image" if limiter == "auto" else limiter
+        _check_form(self.root, self._union.name)
         layout = prepare(self.root, self._union.name)
-        _check_form(layout, self._union.name)
+        _check_form(self.root, self._union.name)  # somebody else may have been faster
         self._layout = layout
         self._limiter = ImageLimiter(self.root)
         self._locks = Locks(layout.lock)
@@ -280,9 +282,11 @@ class Driver:
         with self._locks.hold(id) as held:
             layer = self._load_to_mount(id)
             before = self._holds.of_engine(id)
-            self._holds.set_engine(id, True)
+            self._holds.begin_engine(id)
             try:
-                return self._union.mounts(self._mounter.stack(layer, id, held))
+                mounts = self._union.mounts(self._mounter.stack(layer, id, held))
+                self._holds.set_engine(id, True)
+                return mounts
             except BaseException:
                 self._holds.set_engine(id, before)
                 self._mounter.settle(layer, held)
@@ -470,6 +474,7 @@ class Driver:
         if not self._records.exists(id):
             self._holds.clear(key)
             return
+        self._holds.tidy(key)
         with contextlib.suppress(Error):  # damaged or busy layers speak up when somebody uses them
             self._mounter.settle(self._load_for_removal(id), held, key)
 
@@ -510,12 +515,14 @@ def _choose_union(root: Path, wanted: str | Union) -> Union:
     found = read_format(root)
     if found is not None:
         return _require(make(found.union), root)
-    names = ["aufs"] if is_go_root(root) else list(MECHANISMS)
-    for name in names:
+    if is_go_root(root):
+        try:
+            return _require(make("aufs"), root)
+        except NotSupported as error:
+            raise _needs_adoption(root) from error
+    for name in MECHANISMS:
         with contextlib.suppress(NotSupported):
             return _require(make(name), root)
-    if names == ["aufs"]:
-        raise _needs_adoption(root)
     raise NotSupported("no union works on this kernel", hint="see 'layerlimit doctor'", code="union.none")
 
 
@@ -523,20 +530,22 @@ def _require(union: Union, root: Path) -> Union:
     """``union`` if the kernel has it; what is not listed yet may still be a module that a mount loads."""
     listed = Path("/proc/filesystems").read_text().split()
     if union.name not in listed:
-        nearest = next(path for path in (root, *root.parents) if path.is_dir())
-        probe(union.name, nearest)
+        # A root of the Go driver that is not to be opened here is not touched either.
+        places = [Path(tempfile.gettempdir())] if is_go_root(root) else [root, *root.parents]
+        probe(union.name, next(path for path in places if path.is_dir()))
     return union
 
 
-def _check_form(layout: Layout, union: str) -> None:
-    if layout.go:
-        if union != "aufs":
-            raise _needs_adoption(layout.root)
+def _check_form(root: Path, union: str) -> None:
+    """Refuse what another union made, before anything is touched."""
+    if is_go_root(root):
+        if union != "aufs" or (root / ADOPTING).exists():
+            raise _needs_adoption(root)
         return
-    found = read_format(layout.root)
+    found = read_format(root)
     if found is not None and found.union != union:
         raise InvalidArgument(
-            f"{layout.root} has layers in the form of {found.union}, not of {union}",
+            f"{root} has layers in the form of {found.union}, not of {union}",
             hint=f"open it with union {found.union}",
             code="root.union",
         )

@@ -52,7 +52,8 @@ class Mounter:
             return False
         if self._records.chain(key):
             return False
-        return not self._is_limited(key) or self._limiter.is_attached(key)
+        # A limited base is seen at its bind: an image that a killed process attached half-way is no mount.
+        return not self._is_limited(key) or is_mount_point(self._layout.diff(key))
 
     def _is_limited(self, id: str) -> bool:
         return self._records.record(id) is not None
@@ -180,14 +181,19 @@ class Mounter:
     # -- give up -----------------------------------------------------------------------------------
 
     def settle(self, layer: Layer, held: Held, *keys: str) -> None:
-        """Unmount these keys of the layer if nobody holds them, and detach every image not needed."""
-        for key in keys or (layer.id + VIEW, layer.id):
-            if self._in_use(key):
-                continue
+        """Unmount these keys of the layer if nobody holds them, and detach every image not needed.
+
+        The records of a key go last: as long as they are there, a sweep comes back to what is left.
+        """
+        idle = [key for key in keys or (layer.id + VIEW, layer.id) if not self._in_use(key)]
+        for key in idle:
             self.unmount(key)
             self._release_images(layer, key, held)
         if not self._in_use(layer.id) and not self._in_use(layer.id + VIEW):
             self._detach(layer.id)
+        for key in idle:
+            self._holds.set_count(key, 0)
+            self._holds.forget(key)
 
     def _in_use(self, key: str) -> bool:
         return (
@@ -216,8 +222,6 @@ class Mounter:
             self._holds.drop_child(id, key)
             if not self.is_held(id):
                 self._detach(id)
-        self._holds.set_count(key, 0)
-        self._holds.forget(key)
 
     def _detach(self, id: str) -> None:
         if self._holds.needed_by_child(id, self.is_up):

@@ -124,7 +124,7 @@ class Records:
     def write_record(self, id: str, record: Record | None) -> None:
         """Write ``meta/<id>`` durably."""
         raw = msgspec.json.format(msgspec.json.encode(Meta(record=record)), indent=1) + b"\n"
-        files.write_durably(self._layout.meta / id, raw)
+        files.write_durably(self._layout.meta / id, raw, staging=self._layout.trash)
 
     def write_chain(self, id: str, chain: tuple[str, ...]) -> None:
         """Write ``layers/<id>`` durably: from here on the layer exists."""

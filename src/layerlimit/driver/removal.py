@@ -97,8 +97,10 @@ class Removal:
         for name in os.listdir(self._layout.trash):
             entry = self._layout.trash / name
             id = name.rpartition(".")[0]
-            if name.startswith(".") or not is_id(id):
-                self._sweep_staged(entry)
+            if name.startswith("."):
+                self._sweep_staged(entry, lock)
+                continue
+            if not is_id(id):
                 continue
             with lock(id) as held:
                 if held is None:
@@ -115,12 +117,14 @@ class Removal:
                 if name.endswith(REMOVING):
                     self.delete(self._layout.root / directory / name)
 
-    def _sweep_staged(self, path: Path) -> None:
-        """A staged chain, left by a crash before its rename: ``.<id>.new``; its layer never was."""
+    def _sweep_staged(
+        self, path: Path, lock: Callable[[str], contextlib.AbstractContextManager[object]]
+    ) -> None:
+        """A record or chain left by a crash before its rename, ``.<id>.new``; its writer has the lock."""
         id = path.name.removeprefix(".").removesuffix(".new")
-        if path.is_file() and is_id(id) and not (self._layout.meta / id).exists():
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        with lock(id) as held:
+            if held is not None:
+                path.unlink(missing_ok=True)
 
 
 def delete_tree(path: Path) -> None:

@@ -39,6 +39,7 @@ from layerlimit.linux.statx import statx
 
 _RETRIES = 5
 _RETRY_SECONDS = 0.1
+_LOCK_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5)
 _NO_PROCESS = "another process attaches or checks it right now; try again"
 
 
@@ -176,6 +177,8 @@ class ImageLimiter:
         with self._opened(id, os.O_RDWR) as fd:
             self._check_identity(fd, id, record)
             live = self._lock(fd, id)
+            if live is None and not record.fresh_blocks:
+                live = loop.find(image)  # made by the Go driver: its line in fstab mounts without a flock
             fresh = live is None
             if live is not None:
                 device = live
@@ -191,14 +194,17 @@ class ImageLimiter:
         return fresh
 
     def _lock(self, fd: int, id: str) -> loop.Loop | None:
-        """Take the image's flock, or find the live loop device that has it, open. Waits for others to pass."""
-        for _ in range(_RETRIES):
+        """Take the image's flock, or find the live loop device that has it, open. Waits for others to pass.
+
+        The kernel ends an autoclear device, and with it the flock, some milliseconds after the last unmount.
+        """
+        for pause in _LOCK_PAUSES:
             if files.try_flock(fd):
                 return None
             live = loop.find(os.fstat(fd))
             if live is not None:
                 return live
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(pause)
         if files.try_flock(fd):
             return None
         raise Busy(f"the image of layer {id} is locked", hint=_NO_PROCESS, code="image.locked")
@@ -213,24 +219,19 @@ class ImageLimiter:
             )
 
     def _mount_device(self, device: Path, id: str, record: Record, *, read_only: bool) -> None:
-        place = self._place(id)
         try:
-            with mount.FsContext("ext4") as context:
-                context.set_string("source", device)
-                context.set_string("errors", "remount-ro")
-                for option in mount_options(record.limit):
-                    context.set_flag(option)
-                if read_only:
-                    context.set_flag("ro")
-                context.create()
-                with context.mount() as mounted:
-                    if not record.rooted:
-                        self._check_directories(mounted.fd, id)
-                    mounted.attach(place)
+            try:
+                self._mount_as(device, id, record, read_only=read_only)
+            except OSError as error:
+                # A copy of our mount in another namespace, or a process in one that was taken away, keeps
+                # the superblock as it was: read-only although we want to write, or the reverse.
+                if error.errno != errno.EBUSY:
+                    raise
+                self._mount_as(device, id, record, read_only=not read_only)
+                if not read_only:
+                    self._make_writable(id)
         except OSError as error:
-            if (
-                error.errno == errno.EBUSY
-            ):  # the live superblock is read-only and we want to write, or reverse
+            if error.errno == errno.EBUSY:
                 raise Busy(
                     f"the image of layer {id} is mounted elsewhere with other options", code="image.busy"
                 ) from error
@@ -241,6 +242,20 @@ class ImageLimiter:
                     code="image.refused",
                 ) from error
             raise
+
+    def _mount_as(self, device: Path, id: str, record: Record, *, read_only: bool) -> None:
+        with mount.FsContext("ext4") as context:
+            context.set_string("source", device)
+            context.set_string("errors", "remount-ro")
+            for option in mount_options(record.limit):
+                context.set_flag(option)
+            if read_only:
+                context.set_flag("ro")
+            context.create()
+            with context.mount() as mounted:
+                if not record.rooted:
+                    self._check_directories(mounted.fd, id)
+                mounted.attach(self._place(id))
 
     def _check_directories(self, root: int, id: str) -> None:
         for name in ("upper", "work"):
@@ -371,7 +386,7 @@ class ImageLimiter:
     # -- resize ------------------------------------------------------------------------------------
 
     def resize(self, id: str, record: Record, limit: Limit) -> Record:
-        if record.rooted:
+        if not record.fresh_blocks:  # other block and group sizes, a root reserve: no limit could be promised
             raise NotSupported(
                 f"the image of layer {id} was made by the Go driver and keeps its size",
                 hint="create a new layer with the limit you want and copy the data",
