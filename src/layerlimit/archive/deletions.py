@@ -71,7 +71,7 @@ class Aufs:
 
     def delete(self, tree: Tree, directory: Directory, name: bytes) -> None:
         self._mark(tree, directory, WHITEOUT_PREFIX + name)
-        directory.marked = True
+        directory.mark()
 
     def lift(self, directory: Directory, name: bytes) -> bool:
         if not directory.marked:

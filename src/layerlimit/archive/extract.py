@@ -275,7 +275,6 @@ class Extractor:
             self._deletions.hide(tree, child)
         if directory.acl and not kept:
             strip_acls(child.fd)
-            child.acl = False
         if kept or reader.uid != self._uid or reader.gid != self._gid or not directory.exact:
             os.fchown(child.fd, reader.uid, reader.gid)
         acl = b""
@@ -285,7 +284,7 @@ class Extractor:
             acl = reader.xattrs.get(DEFAULT_ACL, b"")
         if kept or reader.mode & self._fix or not directory.exact:
             os.fchmod(child.fd, reader.mode)
-        child.exact = not child.acl and not reader.mode & stat.S_ISGID
+        child.changed(mode=reader.mode, acl=kept and child.acl)
         atime, mtime = entry_times(reader)
         self._waiting.write(_WAITING.pack(len(path), len(acl), atime, mtime) + path + acl)
 
