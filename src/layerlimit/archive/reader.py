@@ -48,12 +48,12 @@ class Reader:
         "_left",
         "_limits",
         "_most_entries",
-        "_times",
         "_owners",
         "_pad",
         "_position",
         "_source",
         "_start",
+        "_times",
         "atime",
         "entries",
         "gid",
@@ -125,6 +125,7 @@ class Reader:
             self._pad = 0
             if position > self._end:
                 raise self._truncated("in the padding")
+            self._position = position
             if position == self._end:
                 if not self._refill():
                     return self._finished(pax, long_name, long_link)
