@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from layerlimit.driver import Driver
+from layerlimit.limit import Limit
 
 PROGRAMS = "sh cat date dd df echo env false grep id kill ls mknod mount pwd rm sleep touch true umount"
 
@@ -120,6 +121,9 @@ def _add_with_libraries(tar: tarfile.TarFile, name: str) -> None:
 @pytest.fixture
 def web(cli: Cli, busybox: Path) -> str:
     """A layer of 32 MiB over a base with busybox."""
-    cli("import", "base", str(busybox))
-    cli("create", "web", "--parent", "base", "--limit", "32MiB")
+    driver = Driver(cli.root)
+    driver.create("base")
+    with open(busybox, "rb") as tar:
+        driver.apply("base", tar, flat=True)
+    driver.create("web", "base", limit=Limit(32 << 20))
     return "web"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -131,3 +132,39 @@ def test_many_small_files_meet_the_limit_too(cli: Cli, web: str) -> None:
     assert 90 <= made < 3000
     (entry,) = cli.json("df", "few")
     assert entry["used"]["inodes"] >= 100
+
+
+def test_a_killed_run_is_cleaned_up_by_the_next_command(cli: Cli, web: str) -> None:
+    with subprocess.Popen(
+        cli.command("run", web, "sh", "-c", "echo up; exec sleep 600"),
+        stdout=subprocess.PIPE,
+        env=cli.environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        process.stdout.read()  # comes to its end when the last process inside has ended
+    assert scratch.mounts_below(cli.root) != []
+    cli("ls")
+    assert scratch.leftovers(cli.root, patience=2.0) == []
+
+
+def test_on_a_terminal(cli: Cli, web: str) -> None:
+    """script(1) gives it one; the command inside has it, and the exit code comes back through both."""
+    inside = "test -t 0 && test -t 1 && test -t 2 && exit 9"
+    words = shlex.join(cli.command("run", web, "sh", "-c", inside))
+    done = subprocess.run(
+        ["script", "--quiet", "--return", "--command", words, "/dev/null"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=cli.environment,
+        check=False,
+    )
+    assert done.returncode == 9, done
+
+
+def test_debug_shows_where_an_error_comes_from(cli: Cli, web: str) -> None:
+    command = cli.command("--log-level", "debug", "inspect", "nosuch")
+    done = subprocess.run(command, env=cli.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr

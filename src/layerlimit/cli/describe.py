@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Final
 
 from layerlimit.driver import Driver
@@ -60,8 +60,11 @@ def summary(driver: Driver, id: str) -> dict[str, Any]:
     return entry
 
 
-def details(driver: Driver, id: str) -> dict[str, Any]:
-    """All about one layer. ``usage`` is null without a limit: that would be a walk (``df`` does it)."""
+def details(driver: Driver, id: str, children: Mapping[str, list[str]]) -> dict[str, Any]:
+    """All about one layer, given :func:`children_of_all`.
+
+    ``usage`` is null without a limit: that would be a walk, and ``df`` does it.
+    """
     limit = driver.limit(id)
     state = driver.state(id)
     entry = summary(driver, id)
@@ -70,7 +73,7 @@ def details(driver: Driver, id: str) -> dict[str, Any]:
     entry["holds"] = state.holds
     entry["processes"] = state.processes
     entry["chain"] = chain(driver, id)
-    entry["children"] = children_of(driver)(id)
+    entry["children"] = children.get(id, [])
     entry["health"] = {"state": state.health.state, "why": state.health.why}
     entry["recovered"] = list(state.recovered)
     entry["usage"] = None
@@ -115,9 +118,9 @@ def parents(driver: Driver) -> dict[str, str]:
     return found
 
 
-def children_of(driver: Driver) -> Callable[[str], list[str]]:
-    """A function that gives the children of a layer, sorted."""
+def children_of_all(driver: Driver) -> dict[str, list[str]]:
+    """The children of each layer that has any, sorted; bases are those of ``""``."""
     known: dict[str, list[str]] = {}
     for id, parent in parents(driver).items():
         known.setdefault(parent, []).append(id)
-    return lambda id: known.get(id, [])
+    return known

@@ -53,6 +53,8 @@ def ended_by_exception() -> Iterator[None]:
 
 def report(error: BaseException, settings: Settings) -> int:
     """Say what went wrong, as the user asked for it, and return the exit code."""
+    if settings.log_level == "debug" and isinstance(error, Exception):
+        traceback.print_exception(error)
     if isinstance(error, Error):
         _say(error.message, error.hint, error.code, settings)
         return error.exit_code
@@ -68,8 +70,6 @@ def report(error: BaseException, settings: Settings) -> int:
         return 128 + error.number
     if isinstance(error, ReaderGone):
         return PIPE_CLOSED
-    if settings.log_level == "debug":
-        traceback.print_exception(error)
     if isinstance(error, OSError):
         return report(from_os_error(error, "do that"), settings)
     _say(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from layerlimit.cli.describe import details
+from layerlimit.cli.describe import children_of_all, details
 from layerlimit.cli.options import NAMES, Command
 from layerlimit.cli.output import pairs, printable
 from layerlimit.cli.settings import Settings
@@ -19,7 +19,8 @@ from layerlimit.limit import format_size
 def command(settings: Settings, names: tuple[str, ...]) -> None:
     """Show all about layers: parents, limit, what enforces it and what can lift it, use, who holds it."""
     driver = settings.open_driver()
-    entries = [details(driver, name) for name in names]
+    children = children_of_all(driver)
+    entries = [details(driver, name, children) for name in names]
 
     def table() -> list[str]:
         blocks = [pairs(_rows(entry)) for entry in entries]

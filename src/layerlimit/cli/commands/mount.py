@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from layerlimit.cli.options import NAME, Command
-from layerlimit.cli.output import printable
 from layerlimit.cli.settings import Settings
 
 
@@ -21,4 +20,4 @@ def command(settings: Settings, name: str, read_only: bool) -> None:
     Each mount needs one umount; the last one unmounts. Mounts outlive this command and end with the boot.
     """
     path = settings.open_driver().get(name, read_only=read_only)
-    settings.show({"name": name, "path": str(path), "read_only": read_only}, printable(str(path)))
+    settings.show({"name": name, "path": str(path), "read_only": read_only}, str(path))
