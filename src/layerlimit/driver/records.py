@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 import msgspec
@@ -41,7 +42,12 @@ class Records:
 
     def exists(self, id: str) -> bool:
         """Whether the layer is there, which its chain file alone decides."""
-        return is_id(id) and (self._layout.layers / id).is_file()
+        if not is_id(id):
+            return False
+        try:
+            return stat.S_ISREG(os.lstat(self._layout.layers / id).st_mode)
+        except FileNotFoundError:
+            return False
 
     def ids(self) -> list[str]:
         """All layers, sorted."""
@@ -75,7 +81,7 @@ class Records:
         """The ancestors of ``id``, nearest first; NotFound when it is no layer."""
         try:
             lines = (self._layout.layers / id).read_text(encoding="ascii").split("\n")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise NotFound(
                 f"there is no layer {id}",
                 hint="see which there are with 'layerlimit ls'",
