@@ -30,8 +30,8 @@ else:
 COMPRESS: dict[Compression, Callable[[bytes], bytes]] = {
     Compression.NONE: bytes,
     Compression.GZIP: gzip.compress,
-    Compression.BZIP2: bz2.compress,
-    Compression.XZ: lzma.compress,
+    Compression.BZIP2: lambda data: bz2.compress(data, 1),
+    Compression.XZ: lambda data: lzma.compress(data, preset=0),
     Compression.ZSTD: zstd.compress,
 }
 COMPRESSED = [each for each in Compression if each is not Compression.NONE]

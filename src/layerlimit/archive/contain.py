@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from layerlimit.archive.form import META_PREFIX, is_overlay_attribute
+from layerlimit.archive.metadata import strip_acls
 from layerlimit.archive.tarformat import printable
 from layerlimit.errors import InvalidArgument
 from layerlimit.linux import xattr
@@ -380,6 +381,8 @@ class Tree:
                 status = os.fstat(child)
                 if self.tracked:
                     self._made.add((status.st_dev, status.st_ino))
+                if parent.acl:
+                    strip_acls(child)
                 if inherited is None:
                     os.fchown(child, *self._owner)
                     os.fchmod(child, 0o755)
