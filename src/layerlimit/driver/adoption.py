@@ -189,6 +189,7 @@ class _Run:
         if dry_run:
             self.strays.append(str(branch))
             return
+        files.set_immutable(branch, False)
         kept = self.layout.lose(branch)
         self.strays.append(str(kept))
         log.warning("files of layer %s were written past its limit; they are kept in %s", layer.id, kept)

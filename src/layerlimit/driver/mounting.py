@@ -16,7 +16,7 @@ from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Held
 from layerlimit.driver.records import Layer, Records
-from layerlimit.errors import Busy, Corrupt, Error, from_os_error
+from layerlimit.errors import Busy, Corrupt, Error, NotFound, from_os_error
 from layerlimit.limit import Limiter, Place, Record
 from layerlimit.linux import files
 from layerlimit.linux.statx import is_mount_point
@@ -162,7 +162,7 @@ class Mounter:
         if layer.record is None or self._limiter.health(layer.id).state != "degraded":
             return
         if not self.is_held(layer.id) and not is_mount_point(self._layout.mnt(layer.id)):
-            self._limiter.detach(layer.id)
+            self._detach_image(layer.id)
 
     def _drop_stale(self, id: str) -> None:
         """A union over an image that was not attached shows a file that is no longer this layer's image."""
@@ -208,10 +208,25 @@ class Mounter:
         try:
             while is_mount_point(target):
                 self._union.unmount(target)
-            if target.is_dir():
+            if target.is_dir() and not self._stays_shut(layer_of(key)):
                 files.set_immutable(target, False)
         except OSError as error:
             raise from_os_error(error, f"unmount layer {layer_of(key)}") from error
+
+    def _stays_shut(self, id: str) -> bool:
+        """Whether the bare directories of a layer stay immutable while nothing is mounted on them.
+
+        Those of a limited layer do until it is removed: no path that was ever handed out may turn into host
+        disk. In a root of the Go driver, which knows no such flag, they do not.
+        """
+        if self._layout.go:
+            return False
+        try:
+            return self._is_limited(id)
+        except NotFound:
+            return False
+        except Error:
+            return True
 
     def _release_images(self, layer: Layer, key: str, held: Held) -> None:
         below = [id for id in layer.chain if self._holds.has_child(id, key)]
@@ -226,14 +241,19 @@ class Mounter:
     def _detach(self, id: str) -> None:
         if self._holds.needed_by_child(id, self.is_up):
             return
-        self._limiter.detach(id)
+        self._detach_image(id)
         self._holds.clear(id)
+
+    def _detach_image(self, id: str) -> None:
+        self._limiter.detach(id)
+        if self._layout.go and self._layout.diff(id).is_dir():
+            files.set_immutable(self._layout.diff(id), False)
 
     def take_down(self, layer: Layer, held: Held) -> None:
         """Unmount and detach the layer whatever the records say; Busy, with the layer kept, when in use."""
         for key in (layer.id + VIEW, layer.id):
             self.unmount(key)
             self._release_images(layer, key, held)
-        self._limiter.detach(layer.id)
+        self._detach_image(layer.id)
         self._holds.clear(layer.id + VIEW)
         self._holds.clear(layer.id)

@@ -323,8 +323,6 @@ class ImageLimiter:
         for path in (self._upper_bind(id), self._place(id)):
             while self._mount_root(path):
                 self._unmount(path, id)
-        with contextlib.suppress(FileNotFoundError):
-            files.set_immutable(self._upper_bind(id), False)
 
     def _unmount(self, path: Path, id: str) -> None:
         for attempt in range(_RETRIES):
