@@ -1,20 +1,28 @@
 """layerlimit: layered copy-on-write root filesystems with a hard disk limit."""
 
-from layerlimit.archive import Change, Kind
-from layerlimit.driver import Adoption, Driver, State, adopt
+import sys
+
 from layerlimit.errors import (
     AlreadyExists,
     Busy,
     Corrupt,
     Error,
     InvalidArgument,
+    LinuxOnly,
     NotFound,
     NotSupported,
     OutOfSpace,
     PermissionDenied,
 )
-from layerlimit.limit import Limit, Usage, format_size, parse_size
-from layerlimit.union import Mount
+
+if sys.platform == "linux":
+    from layerlimit.archive import Change, Kind
+    from layerlimit.driver import Adoption, Driver, State, adopt
+    from layerlimit.limit import Limit, Usage, format_size, parse_size
+    from layerlimit.union import Mount
+else:
+    Adoption = Change = Driver = Kind = Limit = Mount = State = Usage = LinuxOnly
+    adopt = format_size = parse_size = LinuxOnly
 
 __all__ = [
     "Adoption",

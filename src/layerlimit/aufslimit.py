@@ -11,18 +11,24 @@ kernels. What is different from the Go driver is written down in docs/aufslimit.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-from layerlimit import driver as _driver
-from layerlimit.errors import InvalidArgument, NotFound
-from layerlimit.linux.mount import MS_REMOUNT
-from layerlimit.linux.statx import is_mount_point
-from layerlimit.union import make
+from layerlimit.errors import InvalidArgument, LinuxOnly, NotFound
 
 __all__ = ["MS_REMOUNT", "Driver", "init", "unmount"]
 
+MS_REMOUNT = 32  # from the kernel's uapi/linux/mount.h
 
-class Driver(_driver.Driver):
+if sys.platform == "linux":
+    from layerlimit.driver import Driver as _Driver
+    from layerlimit.linux.statx import is_mount_point
+    from layerlimit.union import make
+else:
+    _Driver = LinuxOnly
+
+
+class Driver(_Driver):
     """A driver that calls itself ``aufslimit``, and for which removing what is not there is success."""
 
     def __str__(self) -> str:
@@ -36,7 +42,10 @@ class Driver(_driver.Driver):
 
 
 def init(root: str | os.PathLike[str], *, union: str = "aufs", owner: tuple[int, int] = (0, 0)) -> Driver:
-    """Open or make the root directory of a driver; NotSupported when the kernel has no such union."""
+    """Open or make the root directory of a driver; NotSupported when the kernel has no such union.
+
+    The module can be imported on every system; where it is not Linux, this raises NotSupported.
+    """
     return Driver(root, union=union, owner=owner)
 
 
@@ -45,6 +54,8 @@ def unmount(target: str | os.PathLike[str]) -> None:
 
     InvalidArgument when nothing is mounted there.
     """
+    if sys.platform != "linux":
+        LinuxOnly()
     path = Path(target).absolute()
     if not is_mount_point(path):
         raise InvalidArgument(f"nothing is mounted at {path}", code="unmount.not_mounted")

@@ -75,6 +75,13 @@ class NotSupported(Error):
     default_code = "not_supported"
 
 
+class LinuxOnly:
+    """Stands in for the rest of the package on other systems: it can be imported there, but not used."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise NotSupported("layerlimit needs Linux", hint="run it in a Linux machine", code="platform")
+
+
 class PermissionDenied(Error):
     """The process lacks a privilege."""
 

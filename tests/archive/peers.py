@@ -13,6 +13,7 @@ from pathlib import Path
 Extract = Callable[[Path, Path], None]
 Create = Callable[[Path, Path], None]
 
+_ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = {**os.environ, "LC_ALL": "C.UTF-8"}
 
 
@@ -112,6 +113,17 @@ def umoci_repack(layout: Path, bundle: Path) -> bytes:
     ]
     manifest = json.loads(_blob(layout, entry["digest"]))
     return gzip.decompress(_blob(layout, manifest["layers"][-1]["digest"]))
+
+
+def containerd() -> Path:
+    """The program of ``bench/go``: the layer engine of a current containerd, built once per version."""
+    source, built = _ROOT / "bench/go", _ROOT / ".cache/bench/peers"
+    built.parent.mkdir(parents=True, exist_ok=True)
+    # Go's own cache makes this a moment when nothing has changed.
+    environment = {**os.environ, "CGO_ENABLED": "0"}
+    command: list[str | Path] = ["go", "build", "-trimpath", "-o", built, "."]
+    subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
+    return built
 
 
 def _blob(layout: Path, digest: str) -> bytes:

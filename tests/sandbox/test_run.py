@@ -396,6 +396,12 @@ def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def test_the_init_tells_nothing_of_the_host(inside: Inside) -> None:
+    assert (
+        inside.sh("tr -d '\\0' < /proc/1/cmdline; cat /proc/1/comm").out == "layerlimit-initlayerlimit-init\n"
+    )
+
+
 def test_orphans_are_reaped(inside: Inside) -> None:
     script = "for i in 1 2 3 4 5; do sh -c 'true & exec true'; done; sleep 0.3; cat /proc/[0-9]*/stat"
     states = [line.split(") ")[1][0] for line in inside.sh(script).out.splitlines()]
@@ -488,6 +494,22 @@ def test_nothing_stays_open_in_the_caller(inside: Inside) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+def test_without_privileges_it_is_a_typed_error(root: Path) -> None:
+    program = (
+        "from pathlib import Path; from layerlimit.errors import Error; from layerlimit.sandbox import run; "
+        "from layerlimit.linux import capabilities as c; c.restrict(c.mask(c.CAP_SETPCAP))\n"
+        f"try: run(Path({str(root)!r}), ['true'])\n"
+        "except Error as error: print(type(error).__name__, error.hint)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "PermissionDenied run it as root\n"
+
+
+def test_a_stream_that_is_not_open_is_a_typed_error(root: Path) -> None:
+    with pytest.raises(Error, match="Bad file descriptor"):
+        run(root, ["true"], stdin=987)
+
+
 # -- mounts ------------------------------------------------------------------------------------------------
 
 
@@ -530,6 +552,22 @@ def test_only_the_sandboxs_mounts_are_there(inside: Inside) -> None:
 
 
 _DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
+
+
+def test_the_cgroup_tree_is_shown_read_only_where_the_host_has_the_unified_one(root: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from layerlimit.sandbox import run; "
+        f"sys.exit(run(Path({str(root)!r}), ['sh', '-c', sys.argv[1]]))"
+    )
+    script = (
+        "cat /proc/self/cgroup | grep 0::; cat /sys/fs/cgroup/cgroup.controllers; echo 0 > /sys/fs/cgroup/x"
+    )
+    unified = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", unified, "-", sys.executable, "-c", program, script]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout.startswith("0::/\n"), done.stderr
+    assert done.stdout.count("\n") == 2
+    assert "/sys/fs/cgroup/x: Read-only file system" in done.stderr
 
 
 def test_dev_is_minimal_and_works(inside: Inside) -> None:

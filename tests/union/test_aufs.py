@@ -477,14 +477,14 @@ def test_a_mount_on_aufs_itself(ground: Path) -> None:
     assert stack.upper is not None
     assert (stack.upper / ".wh.own-3").is_file()
     assert (stack.upper / ".wh..wh.aufs").is_file()
-    assert not os.path.exists("/dev/shm/aufs.xino")
+    assert not (union._xino_directory() / "aufs.xino").exists()
 
 
 @pytest.mark.lane("root", "aufs")
 def test_an_unfinished_mount_on_aufs_itself(ground: Path) -> None:
     union = Aufs()
     stack = stacks.make(ground, 2)
-    half = f"br:{stack.upper}=rw,xino=/dev/shm/aufs.xino"
+    half = f"br:{stack.upper}=rw,xino={union._xino_directory()}/aufs.xino"
     with union.kernel.alone():
         union.kernel.mount(ground / "target", flags=UNFINISHED, data=half)
     assert not union.is_mounted(ground / "target")

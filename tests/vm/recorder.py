@@ -19,6 +19,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         "test": report.nodeid,
         "when": report.when,
         "outcome": report.outcome,
+        "seconds": report.duration,
         "expected": getattr(report, "wasxfail", None),
         "text": report.longreprtext,
         "reason": report.longrepr[2] if isinstance(report.longrepr, tuple) else "",

@@ -1,14 +1,13 @@
 """The tests that run in the guest, each as a test of its own here.
 
-Which ones: those marked ``guest`` or of the lane ``resource``; with ``--guest=all`` (``make test-vm``) the
-whole suite but for what looks at the checkout and not at the kernel.
+Which ones: those of the lane ``resource``, and those of the lane ``mount2`` that are marked ``guest``; with
+``--guest=all`` (``make test-vm``) the whole suite but for what looks at the checkout and not at the kernel.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests import conftest, lanes, scratch
-from tests.vm import recorder
-from tests.vm.machine import CHECKOUT, Machine, MachineError, make_disk
+from tests import conftest
+from tests.vm import guest, recorder
+from tests.vm.machine import CHECKOUT, MachineError
 
 pytestmark = [pytest.mark.lane("vm"), pytest.mark.timeout(3600)]
 
@@ -59,23 +58,13 @@ class GuestRun:
 @pytest.fixture(scope="module")
 def guest_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> GuestRun:
     directory = tmp_path_factory.mktemp("guest")
-    disk = make_disk(directory / "disk", size=32 << 30)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.vm.recorder"]
     # Emulated processors are some ten times slower than the ones the tests' own timeouts are made for.
     command += ["-o", "timeout=1800", *SELECTIONS[request.config.option.guest]]
-    environment = {
-        **{name: value for name, value in os.environ.items() if name in ("PYTHONPATH", "LAYERLIMIT_WHEEL")},
-        lanes.GUEST: "1",
-        recorder.REPORTS: "/run/share/reports",
-        "HOME": "/root",
-    }
-    with Machine(directory, disks=[disk]) as machine:
-        machine.boot()
-        # Not over /var/tmp: the checkout may lie there.
-        machine.run("mkdir", "-p", scratch.BASE)
-        machine.run("mount", "/dev/vda", scratch.BASE)
+    environment = {recorder.REPORTS: "/run/share/reports"}
+    with guest.guest(directory) as machine:
         try:
-            done = machine.run(*command, env=environment, check=False, timeout=3500.0)
+            done = guest.run(machine, *command, env=environment, timeout=3500.0)
         except MachineError as error:
             output, end = "", str(error)
         else:

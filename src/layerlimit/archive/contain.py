@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from layerlimit.archive.form import META_PREFIX, is_overlay_attribute
+from layerlimit.archive.metadata import strip_acls
 from layerlimit.archive.tarformat import printable
 from layerlimit.errors import InvalidArgument
 from layerlimit.linux import xattr
@@ -44,25 +45,24 @@ _LINKS = 40  # links in one resolution, as in the kernel (MAXSYMLINKS)
 class Directory:
     """An open directory below the root, and what is known of it."""
 
-    __slots__ = ("acl", "exact", "fd", "fresh", "identity", "marked", "noted", "top", "tracked")
+    __slots__ = ("acl", "exact", "fd", "fresh", "marked", "noted", "plain", "top", "tracked")
 
     def __init__(
         self,
         fd: int,
-        status: os.stat_result,
         *,
         acl: bool,
+        setgid: bool,
         fresh: bool,
         marked: bool,
         tracked: bool,
         top: bool = False,
     ) -> None:
         self.fd = fd
-        self.identity = (status.st_dev, status.st_ino)
         #: Has a default ACL, which what is made here inherits.
         self.acl = acl
         #: Entries made here get our own ids and the mode that is asked for.
-        self.exact = not acl and not status.st_mode & stat.S_ISGID
+        self.exact = not acl and not setgid
         #: Everything in it was written by this layer.
         self.fresh = fresh
         #: May hold AUFS whiteouts.
@@ -73,11 +73,25 @@ class Directory:
         self.noted = False
         #: The root itself.
         self.top = top
+        #: A file that is made here needs no special care.
+        self.plain = self.exact and not self.marked and not self.tracked
 
     @property
-    def plain(self) -> bool:
-        """Whether a file that is made here needs no special care."""
-        return self.exact and not self.marked and not self.tracked
+    def identity(self) -> tuple[int, int]:
+        """Device and inode number."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
+    def changed(self, *, mode: int, acl: bool) -> None:
+        """Take note of the directory's new mode and default ACL."""
+        self.acl = acl
+        self.exact = not acl and not mode & stat.S_ISGID
+        self.plain = self.exact and not self.marked and not self.tracked
+
+    def mark(self) -> None:
+        """Take note that the directory holds an AUFS whiteout."""
+        self.marked = True
+        self.plain = False
 
 
 class Deletions(Protocol):
@@ -206,10 +220,13 @@ class Tree:
     def made(self, path: bytes, directory: Directory, name: bytes) -> Directory:
         """Keep the directory ``name`` that was just made in ``directory``; ``path`` leads to it."""
         fd = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory.fd)
+        made = Directory(
+            fd, acl=directory.acl, setgid=not directory.exact, fresh=True, marked=False, tracked=self.tracked
+        )
+        self.kept[path] = made
         if self.tracked:
-            status = os.fstat(fd)
-            self._made.add((status.st_dev, status.st_ino))
-        return self._keep(path, fd, fresh=True)
+            self._made.add(made.identity)
+        return made
 
     def opened(self, path: bytes, directory: Directory, name: bytes) -> Directory:
         """Keep the directory ``name`` that was found in ``directory``; ``path`` leads to it."""
@@ -280,8 +297,8 @@ class Tree:
         identity = (status.st_dev, status.st_ino)
         return Directory(
             fd,
-            status,
             acl=acl is not None,
+            setgid=bool(status.st_mode & stat.S_ISGID),
             fresh=fresh or not self.tracked or identity in self._made,
             marked=self.deletions.beside and not fresh,
             tracked=self.tracked,
@@ -364,6 +381,8 @@ class Tree:
                 status = os.fstat(child)
                 if self.tracked:
                     self._made.add((status.st_dev, status.st_ino))
+                if parent.acl:
+                    strip_acls(child)
                 if inherited is None:
                     os.fchown(child, *self._owner)
                     os.fchmod(child, 0o755)

@@ -71,7 +71,7 @@ class Aufs:
 
     def delete(self, tree: Tree, directory: Directory, name: bytes) -> None:
         self._mark(tree, directory, WHITEOUT_PREFIX + name)
-        directory.marked = True
+        directory.mark()
 
     def lift(self, directory: Directory, name: bytes) -> bool:
         if not directory.marked:
@@ -95,18 +95,21 @@ class Aufs:
     def _mark(self, tree: Tree, directory: Directory, mark: bytes) -> None:
         tree.wrote(directory, mark)
         try:
-            os.link(AUFS_WHITEOUT, mark, src_dir_fd=tree.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
-            return
+            self._make(tree, directory, mark)
         except FileExistsError:
             if stat.S_ISREG(os.stat(mark, dir_fd=directory.fd, follow_symlinks=False).st_mode):
                 return
-            tree.remove(directory, mark)
-        except OSError:
-            pass  # AUFS has not made its inode yet, or the inode has all the links it can have
+            tree.remove(directory, mark)  # a directory that an archive gave a mark's name
+            self._make(tree, directory, mark)
+
+    def _make(self, tree: Tree, directory: Directory, mark: bytes) -> None:
         try:
+            os.link(AUFS_WHITEOUT, mark, src_dir_fd=tree.fd, dst_dir_fd=directory.fd, follow_symlinks=False)
+        except OSError as error:
+            # AUFS has not made its inode yet, or the inode has all the links it can have.
+            if error.errno not in (errno.ENOENT, errno.EMLINK):
+                raise
             os.close(os.open(mark, _CREATE, 0o444, dir_fd=directory.fd))
-        except FileExistsError:
-            pass
 
 
 class Flat:

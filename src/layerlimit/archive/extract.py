@@ -35,7 +35,8 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
 _SET_IDS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
-_MAX_DEVICE = 2**32 - 1
+# Linux has 12 and 20 bits and cuts off the rest: 4096:0 would become 0:0 (MKDEV in linux/kdev_t.h).
+_MAX_MAJOR, _MAX_MINOR = 2**12 - 1, 2**20 - 1
 _ACL_LATER = frozenset({DEFAULT_ACL})
 # A directory's times and default ACL wait for the end; this many bytes of them in memory, then in a file.
 _WAITING_BYTES = 4 * MIB
@@ -274,7 +275,6 @@ class Extractor:
             self._deletions.hide(tree, child)
         if directory.acl and not kept:
             strip_acls(child.fd)
-            child.acl = False
         if kept or reader.uid != self._uid or reader.gid != self._gid or not directory.exact:
             os.fchown(child.fd, reader.uid, reader.gid)
         acl = b""
@@ -284,7 +284,7 @@ class Extractor:
             acl = reader.xattrs.get(DEFAULT_ACL, b"")
         if kept or reader.mode & self._fix or not directory.exact:
             os.fchmod(child.fd, reader.mode)
-        child.exact = not child.acl and not reader.mode & stat.S_ISGID
+        child.changed(mode=reader.mode, acl=kept and child.acl)
         atime, mtime = entry_times(reader)
         self._waiting.write(_WAITING.pack(len(path), len(acl), atime, mtime) + path + acl)
 
@@ -308,7 +308,7 @@ class Extractor:
         reader = self._reader
         device, kind = 0, stat.S_IFIFO
         if reader.type != tar.FIFO:
-            if not (0 <= reader.major <= _MAX_DEVICE and 0 <= reader.minor <= _MAX_DEVICE):
+            if not (0 <= reader.major <= _MAX_MAJOR and 0 <= reader.minor <= _MAX_MINOR):
                 raise invalid(f"entry {printable(reader.name)} has an impossible device number")
             if reader.type == tar.CHAR_DEVICE and reader.major == reader.minor == 0:
                 raise invalid(

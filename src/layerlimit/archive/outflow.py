@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from layerlimit.archive.compress import Encoder
 from layerlimit.archive.tarformat import BLOCK
+from layerlimit.archive.writer import padding
 
 SIZE = 1 << 20
 _BUFFERS = 6
@@ -102,6 +103,29 @@ class Outflow:
             self._used += part
             start += part
 
+    def put_file(self, head: bytes, fd: int, size: int) -> int:
+        """Append a file: its header, ``size`` bytes from ``fd``, padding; returns how many bytes it had.
+
+        When that is less than ``size`` the tar is broken.
+        """
+        start = self._used + len(head)
+        end = start + size
+        stop = end + (-size & (BLOCK - 1))
+        if stop <= SIZE:  # nearly all files: one go
+            view = self._view
+            view[self._used : start] = head
+            self._used = start
+            if os.readv(fd, [view[start:end]]) == size:
+                view[end:stop] = padding(size)
+                self._used = stop
+                return size
+            os.lseek(fd, 0, os.SEEK_SET)
+        else:
+            self.put(head)
+        got = self.copy(fd, size)
+        self.put(padding(size))
+        return got
+
     def zeros(self, length: int) -> None:
         """Append ``length`` zero bytes."""
         while length:
@@ -125,10 +149,6 @@ class Outflow:
             self._used = used + got
             left -= got
         return length - left
-
-    def pad(self, size: int) -> None:
-        """Append the zeros that fill the last block of ``size`` bytes of data."""
-        self.zeros(-size % BLOCK)
 
     def finish(self) -> None:
         """Send what is left, end the compressed stream and wait until all of it is written."""

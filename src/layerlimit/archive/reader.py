@@ -16,13 +16,14 @@ from layerlimit.archive import tarformat as tar
 from layerlimit.archive.limits import Limits
 from layerlimit.errors import InvalidArgument, OutOfSpace
 
-_HEADER = struct.Struct("100s8s8s8s12s12s8sB100s8s32s32s8s8s155s12s")
+# Name; mode and ids together; size; mtime; checksum; type; magic and version; the first byte of the prefix.
+_HEADER = struct.Struct("100s24s12s12s8sB100x8s80xB")
 _HEADER_ONLY = frozenset(
     {tar.HARD_LINK, tar.SYMLINK, tar.CHAR_DEVICE, tar.BLOCK_DEVICE, tar.DIRECTORY, tar.FIFO}
 )
 _WITH_DATA = frozenset({tar.REGULAR, tar.CONTIGUOUS, tar.GNU_SPARSE})
 _META = frozenset({tar.PAX_HEADER, tar.PAX_GLOBAL, tar.GNU_LONG_NAME, tar.GNU_LONG_LINK})
-_REMEMBERED = 1024  # values of number fields: modes and ids repeat
+_REMEMBERED = 4096  # values of fields, which repeat: reading one anew costs a microsecond
 _NO_XATTRS: dict[bytes, bytes] = {}
 _EMPTY = memoryview(b"")
 
@@ -40,16 +41,19 @@ class Reader:
     """
 
     __slots__ = (
+        "_checks",
         "_chunk",
         "_end",
         "_expanded",
         "_left",
         "_limits",
-        "_numbers",
+        "_most_entries",
+        "_owners",
         "_pad",
         "_position",
         "_source",
         "_start",
+        "_times",
         "atime",
         "entries",
         "gid",
@@ -96,7 +100,10 @@ class Reader:
         self._position = self._end = 0  # in the chunk
         self._left = self._pad = 0  # stored bytes of this entry that were not taken, and their padding
         self._expanded = 0  # bytes of holes
-        self._numbers: dict[bytes, int] = {}
+        self._times: dict[bytes, int] = {}
+        self._owners: dict[bytes, tuple[int, int, int]] = {}
+        self._checks: dict[bytes, int] = {}
+        self._most_entries = self._limits.entries
         self.entries = 0
         self.name = b""
 
@@ -109,11 +116,17 @@ class Reader:
         """Go to the next entry; False at the end of the archive."""
         pax: dict[bytes, bytes] | None = None
         long_name = long_link = None
+        unpack, times = _HEADER.unpack_from, self._times
         while True:
-            if self._left or self._pad:
+            if self._left:
                 self._skip()
-            position = self._position
-            if position >= self._end:
+            # Blocks never lie across chunks, so neither does padding.
+            position = self._position + self._pad
+            self._pad = 0
+            if position > self._end:
+                raise self._truncated("in the padding")
+            self._position = position
+            if position == self._end:
                 if not self._refill():
                     return self._finished(pax, long_name, long_link)
                 position = 0
@@ -121,41 +134,25 @@ class Reader:
             if self._end - position < tar.BLOCK:
                 raise self._truncated("in a header")
             middle, stop = position + 256, position + tar.BLOCK
-            (
-                name,
-                mode,
-                uid,
-                gid,
-                size_field,
-                mtime_field,
-                check,
-                kind,
-                link,
-                magic,
-                _,
-                _,
-                major,
-                minor,
-                prefix,
-                trailer,
-            ) = _HEADER.unpack_from(chunk, position)
+            name, owner, size_field, mtime_field, check, kind, magic, prefixed = unpack(chunk, position)
+            # The low half of adler32 is a sum of bytes, exact for 256 of them: see tarformat.checksum().
             total = (adler32(chunk[position:middle]) & 0xFFFF) + (adler32(chunk[middle:stop]) & 0xFFFF)
             if total == 2 and self._at_zero_block(stop):
                 return self._finished(pax, long_name, long_link)
-            # 2: adler32 starts at 1 and there are two; 256: the checksum counts as eight spaces.
-            if check != b"%06o\0 " % (total + 254 - sum(check)):
-                self._verify(bytes(chunk[position:stop]))
+            if self._checks.get(check) != total:
+                self._verify(bytes(chunk[position:stop]), total)
             self._position = stop
             name = name.partition(b"\0")[0]
-            if prefix[0] and magic == b"ustar\x0000":
-                # star keeps times in the last 24 bytes of the prefix and says so at the very end.
-                prefix = (prefix[:131] if trailer[8:] == b"tar\0" else prefix).partition(b"\0")[0]
-                name = prefix + b"/" + name
+            if prefixed and magic == b"ustar\x0000":
+                name = self._prefix(position) + b"/" + name
             self.name = name if long_name is None else long_name
             try:
-                size = self._number(size_field, "size")
-                if size < 0:
-                    raise tar.invalid(f"a tar header has the size {size}")
+                if size_field[11] == 0 and size_field[:11].isdigit():
+                    size = int(size_field[:11], 8)
+                else:
+                    size = tar.parse_number(size_field, "size")
+                    if size < 0:
+                        raise tar.invalid(f"a tar header has the size {size}")
                 if kind in _META:
                     content = self._content(size, kind)
                     if kind == tar.PAX_HEADER:
@@ -166,18 +163,17 @@ class Reader:
                         long_link = content.partition(b"\0")[0]
                     continue
                 self.type = kind
-                numbers = self._numbers
-                self.mode = (numbers[mode] if mode in numbers else self._number(mode, "mode")) & 0o7777
-                self.uid = numbers[uid] if uid in numbers else self._number(uid, "uid")
-                self.gid = numbers[gid] if gid in numbers else self._number(gid, "gid")
-                self.mtime = self._number(mtime_field, "mtime") * 1_000_000_000
+                known = self._owners.get(owner)
+                self.mode, self.uid, self.gid = self._owner(owner) if known is None else known
+                seconds = times.get(mtime_field)
+                if seconds is None:
+                    seconds = self._time(mtime_field)
+                self.mtime = seconds * 1_000_000_000
                 self.atime = None
-                self.link_name = b"" if link[0] == 0 else link.partition(b"\0")[0]
                 self.xattrs = _NO_XATTRS
                 self.regions = None
-                if kind == tar.CHAR_DEVICE or kind == tar.BLOCK_DEVICE:
-                    self.major = self._number(major, "device major")
-                    self.minor = self._number(minor, "device minor")
+                if kind != tar.REGULAR:
+                    self._link_or_device(kind, bytes(chunk[position:stop]))
                 if pax:
                     size = self._merge(pax, size)
                 if long_name is not None:
@@ -191,12 +187,14 @@ class Reader:
                     self._begin_other(kind, size, bytes(chunk[position:stop]))
                 if pax and any(key.startswith(b"GNU.sparse.") for key in pax):
                     self._begin_pax_sparse(pax)
+            except ValueError:  # a digit that is not octal
+                raise self._located(tar.invalid(f"the size of a tar header is {size_field!r}")) from None
             except InvalidArgument as error:
                 raise self._located(error) from error
             self.entries += 1
-            if self._limits.entries is not None and self.entries > self._limits.entries:
+            if self._most_entries is not None and self.entries > self._most_entries:
                 raise InvalidArgument(
-                    f"the archive has more than {self._limits.entries} entries", code="archive.limit"
+                    f"the archive has more than {self._most_entries} entries", code="archive.limit"
                 )
             return True
 
@@ -330,18 +328,40 @@ class Reader:
             records[b"GNU.sparse.map"] = b",".join(pairs)
         return records
 
-    def _number(self, field: bytes, what: str) -> int:
-        if len(field) == 12:  # sizes and times seldom repeat
-            if field[11] == 0 and field[:11].isdigit() and b"8" not in field and b"9" not in field:
-                return int(field[:11], 8)
-            return tar.parse_number(field, what)
-        value = self._numbers.get(field)
-        if value is None:
-            value = tar.parse_number(field, what)
-            if len(self._numbers) >= _REMEMBERED:
-                self._numbers.clear()
-            self._numbers[field] = value
+    def _time(self, field: bytes) -> int:
+        """The value of a time field, remembered."""
+        times = self._times
+        if len(times) >= _REMEMBERED:
+            times.clear()
+        if field[11] == 0 and field[:11].isdigit() and b"8" not in field and b"9" not in field:
+            value = int(field[:11], 8)
+        else:
+            value = tar.parse_number(field, "mtime")
+        times[field] = value
         return value
+
+    def _owner(self, field: bytes) -> tuple[int, int, int]:
+        """Mode, uid and gid of the 24 bytes that hold them, remembered."""
+        if len(self._owners) >= _REMEMBERED:
+            self._owners.clear()
+        value = self._owners[field] = (
+            tar.parse_number(field[:8], "mode") & 0o7777,
+            tar.parse_number(field[8:16], "uid"),
+            tar.parse_number(field[16:], "gid"),
+        )
+        return value
+
+    def _prefix(self, position: int) -> bytes:
+        block = bytes(self._chunk[position : position + tar.BLOCK])
+        prefix = block[tar.PREFIX]
+        # star keeps times in the last 24 bytes of the prefix and says so at the very end.
+        return (prefix[:131] if block[508:] == b"tar\0" else prefix).partition(b"\0")[0]
+
+    def _link_or_device(self, kind: int, block: bytes) -> None:
+        self.link_name = block[tar.LINK_NAME].partition(b"\0")[0]
+        if kind == tar.CHAR_DEVICE or kind == tar.BLOCK_DEVICE:
+            self.major = tar.parse_number(block[tar.DEVICE_MAJOR], "device major")
+            self.minor = tar.parse_number(block[tar.DEVICE_MINOR], "device minor")
 
     def _content(self, size: int, kind: int) -> bytes:
         """The whole content of an extended header."""
@@ -370,12 +390,6 @@ class Reader:
     def _skip(self) -> None:
         while self._left:
             self.take()
-        if self._pad:
-            # Blocks never lie across chunks, so neither does padding.
-            self._position += self._pad
-            self._pad = 0
-            if self._position > self._end:
-                raise self._truncated("in the padding")
 
     def _refill(self) -> bool:
         self._start += self._end
@@ -410,13 +424,18 @@ class Reader:
         self._position += len(following)
         return True
 
-    def _verify(self, block: bytes) -> None:
-        """The slow check of a checksum: fields of unusual form, and signed sums."""
+    def _verify(self, block: bytes, total: int) -> None:
+        """Check a header's checksum, and remember how it is written; ``total`` is that of :meth:`advance`."""
+        field = block[tar.CHECKSUM]
         try:
-            stored = tar.parse_number(block[tar.CHECKSUM], "checksum")
+            stored = tar.parse_number(field, "checksum")
         except InvalidArgument:
             stored = -1
-        if stored not in (tar.checksum(block), tar.signed_checksum(block)):
+        if stored == tar.checksum(block):
+            if len(self._checks) >= _REMEMBERED:
+                self._checks.clear()
+            self._checks[field] = total
+        elif stored != tar.signed_checksum(block):
             after = f", after entry {tar.printable(self.name)}" if self.entries else ""
             raise tar.invalid(
                 f"no tar header, or a damaged one, at byte {self.offset} of the archive{after}",

@@ -22,13 +22,23 @@ from layerlimit.archive.compress import Compression, encoder
 from layerlimit.archive.descent import Descent, Directory
 from layerlimit.archive.form import OPAQUE_MARKER, OVERLAY_PREFIXES, WHITEOUT_PREFIX, Form
 from layerlimit.archive.outflow import Outflow, OutputFailed, Writable
-from layerlimit.archive.writer import END, attribute_key, display, header, sparse_header
+from layerlimit.archive.writer import (
+    END,
+    attribute_key,
+    display,
+    file_header,
+    header,
+    owner_fields,
+    padding,
+    sparse_header,
+)
 from layerlimit.errors import Busy, InvalidArgument, NotSupported, from_os_error
 from layerlimit.linux import xattr
 
 Times = Literal["s", "ns"]
 
 _SECOND: Final = 1_000_000_000
+_FORMAT: Final = 0o170000  # S_IFMT
 # O_NONBLOCK: a file that was replaced by a FIFO since it was listed must not block the walk.
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _AFTER_PREFIX: Final = WHITEOUT_PREFIX[:-1] + bytes([WHITEOUT_PREFIX[-1] + 1])
@@ -103,7 +113,7 @@ def write(
             raise from_os_error(error, f"export {upper}") from error
         out_flow = resources.enter_context(Outflow(out, compressor))
         export = _Export(descent, out_flow, form, below)
-        export.newest = None if newest is None else newest * _SECOND
+        export.newest = newest
         export.whole_seconds = times == "s"
         export.sparse = sparse
         export.live = live
@@ -142,7 +152,7 @@ class _Export:
         self.entries = 0
         self.sockets = 0
         self.at = b""  # the entry being written, for messages
-        self.newest: int | None = None
+        self.newest: int | None = None  # seconds
         self.whole_seconds = True
         self.sparse = False
         self.live = False
@@ -178,9 +188,7 @@ class _Export:
 
     def _directory(self, here: Directory) -> None:
         records = self._records(here.fd, here.attributes)
-        status = here.status
-        mode = stat.S_IMODE(status.st_mode)
-        self._put(here.prefix, tarformat.DIRECTORY, status, records=records, mode=mode)
+        self._put(here.prefix, tarformat.DIRECTORY, here.status, records=records)
         self._marks(here)
 
     def _marks(self, here: Directory) -> None:
@@ -209,49 +217,61 @@ class _Export:
 
     def _regular(self, directory: int, name: bytes, path: bytes) -> None:
         try:
-            fd = self._open(name, directory)
+            fd = os.open(name, self._flags, dir_fd=directory)
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENXIO):
-                raise
-            self._special(directory, name, path)  # it became a symlink or a socket since it was listed
-            return
+            fd = self._open_again(directory, name, path, error)
+            if fd < 0:
+                return
         try:
             status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
+            mode, size = status.st_mode, status.st_size
+            if mode & _FORMAT != stat.S_IFREG:
                 self._special(directory, name, path)
                 return
             if status.st_nlink > 1 and self._is_linked(status, path):
                 return
             attributes = os.listxattr(fd)
             records = self._records(fd, [os.fsencode(key) for key in attributes]) if attributes else None
-            size = status.st_size
             if size >= _HOLE_WORTH_ASKING and status.st_blocks * 512 < size:
                 self._with_holes(fd, path, status, records)
                 return
-            self._put(path, tarformat.REGULAR, status, size=size, records=records)
-            if size:
-                self._data(fd, size)
-                self._out.pad(size)
+            head = None
+            if records is None and self.whole_seconds and size <= tarformat.MAX_OCTAL_11:
+                seconds = int(status[stat.ST_MTIME])  # without the detour by nanoseconds
+                if self.newest is not None and seconds > self.newest:
+                    seconds = self.newest
+                owner = owner_fields(mode & 0o7777, status.st_uid, status.st_gid)
+                head = file_header(path, owner, size, seconds)
+            if head is None:
+                head = self._header(path, tarformat.REGULAR, status, size=size, records=records)
+            self.entries += 1
+            if self._out.put_file(head, fd, size) != size:
+                raise self._shrunk()
         finally:
             os.close(fd)
 
-    def _open(self, name: bytes, directory: int) -> int:
-        try:
-            return os.open(name, self._flags, dir_fd=directory)
-        except PermissionError:
-            if not self._flags & os.O_NOATIME:
-                raise
-            # O_NOATIME is the owner's or CAP_FOWNER's to ask for.
+    def _open_again(self, directory: int, name: bytes, path: bytes, error: OSError) -> int:
+        """What to do when a regular file could not be opened; a descriptor, or -1 when it is written."""
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # it became a symlink or a socket since it was listed
+            self._special(directory, name, path)
+            return -1
+        if (
+            error.errno == errno.EPERM and self._flags & os.O_NOATIME
+        ):  # the owner's or CAP_FOWNER's to ask for
             self._flags &= ~os.O_NOATIME
             return os.open(name, self._flags, dir_fd=directory)
+        raise error
 
     def _data(self, fd: int, size: int) -> None:
         if self._out.copy(fd, size) != size:
-            raise Busy(
-                f"cannot export {display(self.at)}: it shrank while it was read",
-                hint="stop what writes to the layer, or unmount it, and export it again",
-                code="archive.file_changed",
-            )
+            raise self._shrunk()
+
+    def _shrunk(self) -> Busy:
+        return Busy(
+            f"cannot export {display(self.at)}: it shrank while it was read",
+            hint="stop what writes to the layer, or unmount it, and export it again",
+            code="archive.file_changed",
+        )
 
     def _with_holes(
         self, fd: int, path: bytes, status: os.stat_result, records: Mapping[bytes, bytes] | None
@@ -267,7 +287,7 @@ class _Export:
             for start, length in segments:
                 os.lseek(fd, start, os.SEEK_SET)
                 self._data(fd, length)
-            self._out.pad(sum(length for _, length in segments))
+            self._out.put(padding(sum(length for _, length in segments)))
             return
         self._put(path, tarformat.REGULAR, status, size=size, records=records)
         position = 0
@@ -277,7 +297,7 @@ class _Export:
             self._data(fd, length)
             position = start + length
         self._out.zeros(size - position)
-        self._out.pad(size)
+        self._out.put(padding(size))
 
     def _special(self, directory: int, name: bytes, path: bytes) -> None:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -322,18 +342,28 @@ class _Export:
         link: bytes = b"",
         device: tuple[int, int] | None = None,
         records: Mapping[bytes, bytes] | None = None,
-        mode: int = -1,
     ) -> None:
-        mtime = self._time(status)
-        mode = status.st_mode & 0o7777 if mode < 0 else mode
-        uid, gid = status.st_uid, status.st_gid
-        self._out.put(header(path, kind, mode, uid, gid, size, mtime, link, device, records))
+        self._out.put(self._header(path, kind, status, size=size, link=link, device=device, records=records))
         self.entries += 1
+
+    def _header(
+        self,
+        path: bytes,
+        kind: int,
+        status: os.stat_result,
+        *,
+        size: int = 0,
+        link: bytes = b"",
+        device: tuple[int, int] | None = None,
+        records: Mapping[bytes, bytes] | None = None,
+    ) -> bytes:
+        mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+        return header(path, kind, mode, uid, gid, size, self._time(status), link, device, records)
 
     def _time(self, status: os.stat_result) -> int:
         time = status.st_mtime_ns
-        if self.newest is not None and time > self.newest:
-            time = self.newest
+        if self.newest is not None and time > self.newest * _SECOND:
+            time = self.newest * _SECOND
         return time - time % _SECOND if self.whole_seconds else time
 
     def _records(self, target: int | bytes, attributes: Sequence[bytes]) -> dict[bytes, bytes] | None:

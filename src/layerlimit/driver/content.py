@@ -114,6 +114,8 @@ class Content:
                 )
             with ExitStack() as undo:
                 undo.callback(self._mounter.settle, layer, held)
+                # Only so that a sweep finds what is attached, should we be killed.
+                undo.enter_context(self._holds.of_process(id))
                 key = f"{id}{VIEW}"  # what the ancestors are held for meanwhile
                 stack = self._mounter.stack(layer, key, held)
                 upper, work = stack.upper, stack.work

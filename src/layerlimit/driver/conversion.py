@@ -6,10 +6,10 @@ finished by running it again. Sources: AUFS manual, "Whiteout"; Documentation/fi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import stat
+import struct
 from pathlib import Path
 
 from layerlimit.linux import xattr
@@ -17,20 +17,25 @@ from layerlimit.linux import xattr
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 METADATA = ".wh..wh."
+SHIFTED = 65536  # ids that a user namespace of the Go driver's time had, from the shift on
 _OVERLAY_OPAQUE = b"trusted.overlay.opaque"
 _CAPABILITY = b"security.capability"
+# What chown(2) is about to take from a file: its permissions and, after a colon, its capabilities.
+_KEPT = b"trusted.layerlimit.kept"
 
 
 def convert(branch: Path, *, shift: int = 0) -> int:
     """Convert the tree at ``branch`` and return how many markers it had; ``shift`` is taken from owners.
 
-    Ids at or above ``shift`` are lowered by it, which undoes a user-namespace shift once and only once.
+    Ids from ``shift`` on, as many as a user namespace had, are lowered by it. That is done once and only
+    once however often this runs, as long as ``shift`` is at least :data:`SHIFTED`.
     """
     markers = 0
     for where, directories, names, directory in os.fwalk(branch, follow_symlinks=False):
+        before = os.fstat(directory)
         if where == str(branch):
             _drop_metadata(branch, directories)
-        for name in list(names):
+        for name in names:
             if name == OPAQUE:
                 xattr.set_xattr(directory, _OVERLAY_OPAQUE, b"y")
                 os.unlink(name, dir_fd=directory)
@@ -44,6 +49,7 @@ def convert(branch: Path, *, shift: int = 0) -> int:
                 _shift(directory, name, shift)
         if shift:
             _shift(directory, ".", shift)
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
     return markers
 
 
@@ -64,18 +70,46 @@ def _whiteout(directory: int, name: str) -> None:
 
 def _shift(directory: int, name: str, shift: int) -> None:
     status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    uid = status.st_uid - shift if status.st_uid >= shift else status.st_uid
-    gid = status.st_gid - shift if status.st_gid >= shift else status.st_gid
-    if (uid, gid) == (status.st_uid, status.st_gid):
-        return
+    uid, gid = _lower(status.st_uid, shift), _lower(status.st_gid, shift)
     path = xattr.entry_path(directory, os.fsencode(name))
-    capability = xattr.find_xattr(path, _CAPABILITY)
-    os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
-    if not stat.S_ISLNK(status.st_mode):  # chown took setuid, setgid and capabilities away
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory)
-    if capability is not None:
-        with contextlib.suppress(FileNotFoundError):
-            xattr.set_xattr(path, _CAPABILITY, capability)
+    if (uid, gid) != (status.st_uid, status.st_gid):
+        if stat.S_ISREG(status.st_mode):
+            capability = xattr.find_xattr(path, _CAPABILITY) or b""
+            if capability or status.st_mode & (stat.S_ISUID | stat.S_ISGID):
+                kept = b"%o:%b" % (stat.S_IMODE(status.st_mode), _lower_root(capability, shift))
+                xattr.set_xattr(path, _KEPT, kept)
+        os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            return  # chown takes nothing from a directory
+    if stat.S_ISREG(status.st_mode):
+        _give_back(path)
+
+
+def _lower(id: int, shift: int) -> int:
+    return id - shift if shift <= id < shift + SHIFTED else id
+
+
+def _lower_root(capability: bytes, shift: int) -> bytes:
+    """Capabilities of a user namespace (revision 3 of ``vfs_ns_cap_data``) as those of its root now."""
+    if len(capability) != 24:
+        return capability
+    revision, root = struct.unpack_from("<I", capability)[0], struct.unpack_from("<I", capability, 20)[0]
+    root = _lower(root, shift)
+    if root:
+        return capability[:20] + struct.pack("<I", root)
+    return struct.pack("<I", revision & 0x00FFFFFF | 0x02000000) + capability[4:20]
+
+
+def _give_back(path: bytes) -> None:
+    """Set the permissions and capabilities again that a file had before its owner was changed."""
+    kept = xattr.find_xattr(path, _KEPT)
+    if kept is None:
+        return
+    mode, _, capability = kept.partition(b":")
+    os.chmod(path, int(mode, 8))
+    if capability:
+        xattr.set_xattr(path, _CAPABILITY, capability)
+    xattr.remove_xattr(path, _KEPT)
 
 
 def count_markers(branch: Path) -> int:

@@ -14,10 +14,11 @@ from layerlimit.archive import Limits as ArchiveLimits
 from layerlimit.archive import usage as tree_usage
 from layerlimit.driver.content import Content
 from layerlimit.driver.holds import Holds
-from layerlimit.driver.layout import Layout, check_id, is_go_root, prepare, read_format
+from layerlimit.driver.layout import check_id, prepare
 from layerlimit.driver.locks import Held, Locks
 from layerlimit.driver.migration import Migration
 from layerlimit.driver.mounting import VIEW, Mounter, layer_of
+from layerlimit.driver.opening import check_form, check_owner, choose_union
 from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import Removal
 from layerlimit.errors import (
@@ -33,7 +34,7 @@ from layerlimit.limit import MIB, Health, ImageLimiter, Limit, Record, Usage
 from layerlimit.limit import limiter as make_limiter
 from layerlimit.linux import files
 from layerlimit.linux.statfs import statfs
-from layerlimit.union import MECHANISMS, Mount, Union, make, probe
+from layerlimit.union import Mount, Union
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +74,14 @@ class Driver:
         owner: tuple[int, int] = (0, 0),
     ) -> None:
         self.root = Path(root).absolute()
-        self.owner = _check_owner(owner)
-        self._union = _choose_union(self.root, union)
+        self.owner = check_owner(owner)
+        self._union = choose_union(self.root, union)
         if limiter not in ("auto", "none", "image"):
             make_limiter(limiter, self.root)
         self._limiter_name = "image" if limiter == "auto" else limiter
+        check_form(self.root, self._union.name)
         layout = prepare(self.root, self._union.name)
-        _check_form(layout, self._union.name)
+        check_form(self.root, self._union.name)  # somebody else may have been faster
         self._layout = layout
         self._limiter = ImageLimiter(self.root)
         self._locks = Locks(layout.lock)
@@ -291,9 +293,11 @@ class Driver:
         with self._locks.hold(id) as held:
             layer = self._load_to_mount(id)
             before = self._holds.of_engine(key)
-            self._holds.set_engine(key, True)
+            self._holds.begin_engine(key)
             try:
-                return self._union.mounts(self._mounter.stack(layer, key, held, view=read_only))
+                mounts = self._union.mounts(self._mounter.stack(layer, key, held, view=read_only))
+                self._holds.set_engine(key, True)
+                return mounts
             except BaseException:
                 self._holds.set_engine(key, before)
                 self._mounter.settle(layer, held)
@@ -536,6 +540,7 @@ class Driver:
         if not self._records.exists(id):
             self._holds.clear(key)
             return
+        self._holds.tidy(key)
         with contextlib.suppress(Error):  # damaged or busy layers speak up when somebody uses them
             self._mounter.settle(self._load_for_removal(id), held, key)
 
@@ -560,57 +565,3 @@ class Driver:
             raise Busy(
                 "; ".join(error.message for error in busy), hint="end what uses them", code="cleanup.busy"
             )
-
-
-def _check_owner(owner: tuple[int, int]) -> tuple[int, int]:
-    if not all(0 <= number < 1 << 32 for number in owner):
-        raise InvalidArgument(f"owner {owner!r} is not a uid and a gid", code="owner.invalid")
-    return owner
-
-
-def _choose_union(root: Path, wanted: str | Union) -> Union:
-    if not isinstance(wanted, str):
-        return wanted
-    if wanted != "auto":
-        return _require(make(wanted), root)
-    found = read_format(root)
-    if found is not None:
-        return _require(make(found.union), root)
-    names = ["aufs"] if is_go_root(root) else list(MECHANISMS)
-    for name in names:
-        with contextlib.suppress(NotSupported):
-            return _require(make(name), root)
-    if names == ["aufs"]:
-        raise _needs_adoption(root)
-    raise NotSupported("no union works on this kernel", hint="see 'layerlimit doctor'", code="union.none")
-
-
-def _require(union: Union, root: Path) -> Union:
-    """``union`` if the kernel has it; what is not listed yet may still be a module that a mount loads."""
-    listed = Path("/proc/filesystems").read_text().split()
-    if union.name not in listed:
-        nearest = next(path for path in (root, *root.parents) if path.is_dir())
-        probe(union.name, nearest)
-    return union
-
-
-def _check_form(layout: Layout, union: str) -> None:
-    if layout.go:
-        if union != "aufs":
-            raise _needs_adoption(layout.root)
-        return
-    found = read_format(layout.root)
-    if found is not None and found.union != union:
-        raise InvalidArgument(
-            f"{layout.root} has layers in the form of {found.union}, not of {union}",
-            hint=f"open it with union {found.union}",
-            code="root.union",
-        )
-
-
-def _needs_adoption(root: Path) -> NotSupported:
-    return NotSupported(
-        f"{root} was made by the Go driver and has layers in AUFS form",
-        hint=f"convert it once with 'layerlimit migrate {root}' or layerlimit.adopt()",
-        code="root.go",
-    )

@@ -1,7 +1,7 @@
 """Who uses a mount: ``holds/<key>/``, where a key is a layer's id or ``<id>@ro`` for its read-only view.
 
     count            persistent holds (get/put): "<boot id> <number>"
-    engine           handed out by mounts(): "<boot id>"
+    engine           handed out by mounts(): "<boot id>"; "starting" while its images are being attached
     process.<random> one per process hold: a file whose flock dies with its process
     child.<key>      a mounted descendant that needs this layer's image: "<boot id>"
 
@@ -74,6 +74,11 @@ class Holds:
         """Whether an engine was given this layer's mounts in this boot."""
         return self._read(key, "engine") == boot_id()
 
+    def begin_engine(self, key: str) -> None:
+        """Have a sweep look at this key, should we die before :meth:`set_engine`; counts as no hold."""
+        if not self.of_engine(key):
+            self._write(key, "engine", "starting")
+
     def set_engine(self, key: str, held: bool) -> None:
         """Record that an engine was given the mounts, or gave them up."""
         self._write(key, "engine", boot_id() if held else "")
@@ -109,6 +114,12 @@ class Holds:
             else:
                 self._write(key, name, "")
         return needed
+
+    def tidy(self, key: str) -> None:
+        """Remove records that a dead process was about to write."""
+        for name in self._names(key, "new."):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._directory / key / name)
 
     def forget(self, key: str) -> None:
         """Remove the directory of a key that has no holds left; keeps one that has."""

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -23,10 +24,12 @@ from pathlib import Path
 
 import msgspec
 
+from layerlimit.driver.locks import Locks
 from layerlimit.errors import Corrupt, InvalidArgument, NotSupported, PermissionDenied, from_os_error
 from layerlimit.linux import files
 
 VERSION = 1
+ADOPTING = "adopting"  # there while a root of the Go driver is converted, see adoption.py
 REMOVING = "-removing"  # what the Go driver renames a tree to before it deletes it
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _DIRECTORIES = ("mnt", "diff", "layers", "meta", "work", "img", "containers_quota", "holds", "trash")
@@ -152,6 +155,19 @@ def is_go_root(root: Path) -> bool:
         raise from_os_error(error, f"read {root}") from error
 
 
+def write_format(root: Path, union: str) -> None:
+    """Make the root ours, durably; under its lock. What a crash leaves staged, the next call uses."""
+    files.write_durably(root / "format", msgspec.json.encode(Format(version=VERSION, union=union)) + b"\n")
+
+
+def end_adoption(root: Path) -> None:
+    """Forget how far the conversion of a root has come, once it has its format."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(root / ADOPTING):
+            (root / ADOPTING / name).unlink(missing_ok=True)
+        (root / ADOPTING).rmdir()
+
+
 def make_directories(root: Path) -> None:
     """Make the directories and the lock file that are missing; existing ones are kept."""
     for name in _DIRECTORIES:
@@ -164,12 +180,13 @@ def prepare(root: Path, union: str) -> Layout:
     go = is_go_root(root)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not go and read_format(root) is None:
-            raw = msgspec.json.encode(Format(version=VERSION, union=union)) + b"\n"
-            files.write_durably(root / "format", raw, unique=True)
         make_directories(root)
+        if not go and read_format(root) is None:
+            with Locks(root / "lock").everything():
+                if read_format(root) is None:  # nobody was faster
+                    write_format(root, union)
         if not go:
-            files.sync_directory(root)
+            end_adoption(root)
     except PermissionError as error:
         raise PermissionDenied(f"cannot use {root}: {error.strerror}", hint="run as root") from error
     except OSError as error:

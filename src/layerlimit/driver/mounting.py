@@ -16,7 +16,7 @@ from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Held
 from layerlimit.driver.records import Layer, Records
-from layerlimit.errors import Busy, Corrupt, Error, from_os_error
+from layerlimit.errors import Busy, Corrupt, Error, NotFound, from_os_error
 from layerlimit.limit import Limiter, Place, Record
 from layerlimit.linux import files
 from layerlimit.linux.statx import is_mount_point
@@ -52,7 +52,8 @@ class Mounter:
             return False
         if self._records.chain(key):
             return False
-        return not self._is_limited(key) or self._limiter.is_attached(key)
+        # A limited base is seen at its bind: an image that a killed process attached half-way is no mount.
+        return not self._is_limited(key) or is_mount_point(self._layout.diff(key))
 
     def _is_limited(self, id: str) -> bool:
         return self._records.record(id) is not None
@@ -161,7 +162,7 @@ class Mounter:
         if layer.record is None or self._limiter.health(layer.id).state != "degraded":
             return
         if not self.is_held(layer.id) and not is_mount_point(self._layout.mnt(layer.id)):
-            self._limiter.detach(layer.id)
+            self._detach_image(layer.id)
 
     def _drop_stale(self, id: str) -> None:
         """A union over an image that was not attached shows a file that is no longer this layer's image."""
@@ -180,14 +181,19 @@ class Mounter:
     # -- give up -----------------------------------------------------------------------------------
 
     def settle(self, layer: Layer, held: Held, *keys: str) -> None:
-        """Unmount these keys of the layer if nobody holds them, and detach every image not needed."""
-        for key in keys or (layer.id + VIEW, layer.id):
-            if self._in_use(key):
-                continue
+        """Unmount these keys of the layer if nobody holds them, and detach every image not needed.
+
+        The records of a key go last: as long as they are there, a sweep comes back to what is left.
+        """
+        idle = [key for key in keys or (layer.id + VIEW, layer.id) if not self._in_use(key)]
+        for key in idle:
             self.unmount(key)
             self._release_images(layer, key, held)
         if not self._in_use(layer.id) and not self._in_use(layer.id + VIEW):
             self._detach(layer.id)
+        for key in idle:
+            self._holds.set_count(key, 0)
+            self._holds.forget(key)
 
     def _in_use(self, key: str) -> bool:
         return (
@@ -202,10 +208,25 @@ class Mounter:
         try:
             while is_mount_point(target):
                 self._union.unmount(target)
-            if target.is_dir():
+            if target.is_dir() and not self._stays_shut(layer_of(key)):
                 files.set_immutable(target, False)
         except OSError as error:
             raise from_os_error(error, f"unmount layer {layer_of(key)}") from error
+
+    def _stays_shut(self, id: str) -> bool:
+        """Whether the bare directories of a layer stay immutable while nothing is mounted on them.
+
+        Those of a limited layer do until it is removed: no path that was ever handed out may turn into host
+        disk. In a root of the Go driver, which knows no such flag, they do not.
+        """
+        if self._layout.go:
+            return False
+        try:
+            return self._is_limited(id)
+        except NotFound:
+            return False
+        except Error:
+            return True
 
     def _release_images(self, layer: Layer, key: str, held: Held) -> None:
         below = [id for id in layer.chain if self._holds.has_child(id, key)]
@@ -216,20 +237,23 @@ class Mounter:
             self._holds.drop_child(id, key)
             if not self.is_held(id):
                 self._detach(id)
-        self._holds.set_count(key, 0)
-        self._holds.forget(key)
 
     def _detach(self, id: str) -> None:
         if self._holds.needed_by_child(id, self.is_up):
             return
-        self._limiter.detach(id)
+        self._detach_image(id)
         self._holds.clear(id)
+
+    def _detach_image(self, id: str) -> None:
+        self._limiter.detach(id)
+        if self._layout.go and self._layout.diff(id).is_dir():
+            files.set_immutable(self._layout.diff(id), False)
 
     def take_down(self, layer: Layer, held: Held) -> None:
         """Unmount and detach the layer whatever the records say; Busy, with the layer kept, when in use."""
         for key in (layer.id + VIEW, layer.id):
             self.unmount(key)
             self._release_images(layer, key, held)
-        self._limiter.detach(layer.id)
+        self._detach_image(layer.id)
         self._holds.clear(layer.id + VIEW)
         self._holds.clear(layer.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 import msgspec
@@ -41,7 +42,12 @@ class Records:
 
     def exists(self, id: str) -> bool:
         """Whether the layer is there, which its chain file alone decides."""
-        return is_id(id) and (self._layout.layers / id).is_file()
+        if not is_id(id):
+            return False
+        try:
+            return stat.S_ISREG(os.lstat(self._layout.layers / id).st_mode)
+        except FileNotFoundError:
+            return False
 
     def ids(self) -> list[str]:
         """All layers, sorted."""
@@ -75,7 +81,7 @@ class Records:
         """The ancestors of ``id``, nearest first; NotFound when it is no layer."""
         try:
             lines = (self._layout.layers / id).read_text(encoding="ascii").split("\n")
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise NotFound(
                 f"there is no layer {id}",
                 hint="see which there are with 'layerlimit ls'",
@@ -124,7 +130,7 @@ class Records:
     def write_record(self, id: str, record: Record | None) -> None:
         """Write ``meta/<id>`` durably."""
         raw = msgspec.json.format(msgspec.json.encode(Meta(record=record)), indent=1) + b"\n"
-        files.write_durably(self._layout.meta / id, raw)
+        files.write_durably(self._layout.meta / id, raw, staging=self._layout.trash)
 
     def write_chain(self, id: str, chain: tuple[str, ...]) -> None:
         """Write ``layers/<id>`` durably: from here on the layer exists."""

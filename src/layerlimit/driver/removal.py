@@ -13,11 +13,9 @@ are not ours to delete and move to ``lost/``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -97,8 +95,10 @@ class Removal:
         for name in os.listdir(self._layout.trash):
             entry = self._layout.trash / name
             id = name.rpartition(".")[0]
-            if name.startswith(".") or not is_id(id):
-                self._sweep_staged(entry)
+            if name.startswith("."):
+                self._sweep_staged(entry, lock)
+                continue
+            if not is_id(id):
                 continue
             with lock(id) as held:
                 if held is None:
@@ -115,38 +115,79 @@ class Removal:
                 if name.endswith(REMOVING):
                     self.delete(self._layout.root / directory / name)
 
-    def _sweep_staged(self, path: Path) -> None:
-        """A staged chain, left by a crash before its rename: ``.<id>.new``; its layer never was."""
+    def _sweep_staged(
+        self, path: Path, lock: Callable[[str], contextlib.AbstractContextManager[object]]
+    ) -> None:
+        """A record or chain left by a crash before its rename, ``.<id>.new``; its writer has the lock."""
         id = path.name.removeprefix(".").removesuffix(".new")
-        if path.is_file() and is_id(id) and not (self._layout.meta / id).exists():
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        with lock(id) as held:
+            if held is not None:
+                path.unlink(missing_ok=True)
 
 
 def delete_tree(path: Path) -> None:
-    """Delete a file or a tree, immutable files included; concurrent deletion is no error."""
+    """Delete a file or a tree, however deep and immutable; concurrent deletion is no error.
 
-    def again(function: Callable[..., object], where: str, error: BaseException) -> None:
-        if isinstance(error, FileNotFoundError):
-            return
-        if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
-            _make_mutable(Path(where))
-            _make_mutable(Path(where).parent)
-            if os.path.isdir(where) and not os.path.islink(where):
-                shutil.rmtree(where)
-            else:
-                os.unlink(where)
-            return
-        raise error
-
+    Directories are moved to the top before they are emptied: a layer may have been made deeper than a path
+    can say or a stack can follow. What is mounted in the tree stays and is an error (EBUSY).
+    """
     if path.is_symlink() or not path.is_dir():
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)
         return
-    shutil.rmtree(path, onerror=lambda function, where, info: again(function, where, info[1]))
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        pending = _empty(top, top)
+        while pending:
+            name = pending.pop()
+            with contextlib.suppress(FileNotFoundError):
+                directory = os.open(
+                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
+                )
+                try:
+                    pending += _empty(directory, top)
+                finally:
+                    os.close(directory)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    with contextlib.suppress(FileNotFoundError):
+        path.rmdir()
 
 
-def _make_mutable(path: Path) -> None:
+def _empty(directory: int, top: int) -> list[str]:
+    """Delete the files of an open directory and move its directories to ``top``; returns their new names."""
+    moved = []
+    with os.scandir(directory) as found:
+        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    for name, is_directory in entries:
+        new = f".{secrets.token_hex(8)}" if is_directory else ""
+        if _take_out(directory, name, top, new):
+            moved.append(new)
+    return moved
+
+
+def _take_out(directory: int, name: str, top: int, new: str) -> bool:
+    """Unlink a file, or move a directory to its ``new`` name; whether there is something of that name now."""
+    for forced in (False, True):
+        try:
+            if new:
+                os.rename(name, new, src_dir_fd=directory, dst_dir_fd=top)
+            else:
+                os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            if forced:
+                raise
+            here = f"/proc/self/fd/{directory}"
+            _make_mutable(f"{here}/.")
+            _make_mutable(f"{here}/{name}")
+        else:
+            return bool(new)
+    raise AssertionError("the loop returns or raises")
+
+
+def _make_mutable(path: str) -> None:
     with contextlib.suppress(OSError):
         mode = os.lstat(path).st_mode
         if stat.S_ISDIR(mode) or stat.S_ISREG(mode):

@@ -39,6 +39,7 @@ from layerlimit.linux.statx import statx
 
 _RETRIES = 5
 _RETRY_SECONDS = 0.1
+_LOCK_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5)
 _NO_PROCESS = "another process attaches or checks it right now; try again"
 
 
@@ -175,32 +176,38 @@ class ImageLimiter:
         """Mount the image, attached or not; whether it had to be attached."""
         with self._opened(id, os.O_RDWR) as fd:
             self._check_identity(fd, id, record)
-            fresh = self._lock(fd)
-            if fresh:
+            live = self._lock(fd, id)
+            if live is None and not record.fresh_blocks:
+                live = loop.find(image)  # made by the Go driver: its line in fstab mounts without a flock
+            fresh = live is None
+            if live is not None:
+                device = live
+            else:
                 if not ext4.read_superblock(fd, self.image(id)).clean:
                     ext4.repair(self.image(id))
                 block = ext4.read_superblock(fd, self.image(id))
                 device = loop.attach(fd, self.image(id), block_size=512 if block.block_size < 4096 else 4096)
-            else:
-                live = loop.find(image)
-                if live is None:
-                    raise Busy(f"the image of layer {id} is locked", hint=_NO_PROCESS, code="image.locked")
-                device = live
         with device:
             if not device.status().backs(image):
                 raise Corrupt(f"{self.image(id)} was replaced", hint="try again", code="image.swapped")
             self._mount_device(device.path, id, record, read_only=read_only)
         return fresh
 
-    def _lock(self, fd: int) -> bool:
-        """Take the image's flock; False when a live loop device has it. Waits for a passing holder."""
-        for _ in range(_RETRIES):
+    def _lock(self, fd: int, id: str) -> loop.Loop | None:
+        """Take the image's flock, or find the live loop device that has it, open. Waits for others to pass.
+
+        The kernel ends an autoclear device, and with it the flock, some milliseconds after the last unmount.
+        """
+        for pause in _LOCK_PAUSES:
             if files.try_flock(fd):
-                return True
-            if loop.find(os.fstat(fd)) is not None:
-                return False
-            time.sleep(_RETRY_SECONDS)
-        return files.try_flock(fd)
+                return None
+            live = loop.find(os.fstat(fd))
+            if live is not None:
+                return live
+            time.sleep(pause)
+        if files.try_flock(fd):
+            return None
+        raise Busy(f"the image of layer {id} is locked", hint=_NO_PROCESS, code="image.locked")
 
     def _check_identity(self, fd: int, id: str, record: Record) -> None:
         block = ext4.read_superblock(fd, self.image(id))
@@ -212,24 +219,19 @@ class ImageLimiter:
             )
 
     def _mount_device(self, device: Path, id: str, record: Record, *, read_only: bool) -> None:
-        place = self._place(id)
         try:
-            with mount.FsContext("ext4") as context:
-                context.set_string("source", device)
-                context.set_string("errors", "remount-ro")
-                for option in mount_options(record.limit):
-                    context.set_flag(option)
-                if read_only:
-                    context.set_flag("ro")
-                context.create()
-                with context.mount() as mounted:
-                    if not record.rooted:
-                        self._check_directories(mounted.fd, id)
-                    mounted.attach(place)
+            try:
+                self._mount_as(device, id, record, read_only=read_only)
+            except OSError as error:
+                # A copy of our mount in another namespace, or a process in one that was taken away, keeps
+                # the superblock as it was: read-only although we want to write, or the reverse.
+                if error.errno != errno.EBUSY:
+                    raise
+                self._mount_as(device, id, record, read_only=not read_only)
+                if not read_only:
+                    self._make_writable(id)
         except OSError as error:
-            if (
-                error.errno == errno.EBUSY
-            ):  # the live superblock is read-only and we want to write, or reverse
+            if error.errno == errno.EBUSY:
                 raise Busy(
                     f"the image of layer {id} is mounted elsewhere with other options", code="image.busy"
                 ) from error
@@ -240,6 +242,20 @@ class ImageLimiter:
                     code="image.refused",
                 ) from error
             raise
+
+    def _mount_as(self, device: Path, id: str, record: Record, *, read_only: bool) -> None:
+        with mount.FsContext("ext4") as context:
+            context.set_string("source", device)
+            context.set_string("errors", "remount-ro")
+            for option in mount_options(record.limit):
+                context.set_flag(option)
+            if read_only:
+                context.set_flag("ro")
+            context.create()
+            with context.mount() as mounted:
+                if not record.rooted:
+                    self._check_directories(mounted.fd, id)
+                mounted.attach(self._place(id))
 
     def _check_directories(self, root: int, id: str) -> None:
         for name in ("upper", "work"):
@@ -315,8 +331,6 @@ class ImageLimiter:
         for path in (self._upper_bind(id), self._place(id)):
             while self._mount_root(path):
                 self._unmount(path, id)
-        with contextlib.suppress(FileNotFoundError):
-            files.set_immutable(self._upper_bind(id), False)
 
     def _unmount(self, path: Path, id: str) -> None:
         for attempt in range(_RETRIES):
@@ -399,7 +413,7 @@ class ImageLimiter:
     # -- resize ------------------------------------------------------------------------------------
 
     def resize(self, id: str, record: Record, limit: Limit) -> Record:
-        if record.rooted:
+        if not record.fresh_blocks:  # other block and group sizes, a root reserve: no limit could be promised
             raise NotSupported(
                 f"the image of layer {id} was made by the Go driver and keeps its size",
                 hint="create a new layer with the limit you want and copy the data",
@@ -479,7 +493,13 @@ class ImageLimiter:
         return new.blocks - old.blocks, new.files - old.files
 
     def _grow_offline(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
-        if not self._lock(fd):
+        for _ in range(_RETRIES):
+            live = self._lock(fd, id)
+            if live is None:
+                break
+            live.close()  # it may be on its way out: whoever looks at a device delays its end
+            time.sleep(_RETRY_SECONDS)
+        else:
             raise Busy(
                 f"the image of layer {id} is attached elsewhere", hint=_NO_PROCESS, code="image.locked"
             )

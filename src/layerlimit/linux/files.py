@@ -126,12 +126,12 @@ def set_immutable(directory: Path, immutable: bool) -> bool:
     )
 
 
-def clear_flags(path: Path) -> bool:
+def clear_flags(path: str | Path) -> bool:
     """Clear the immutable and append-only flags of a file or directory, so that it can be deleted."""
     return _change_flags(path, os.O_NONBLOCK, set_=0, clear=FS_IMMUTABLE_FL | FS_APPEND_FL)
 
 
-def _change_flags(path: Path, how: int, *, set_: int, clear: int) -> bool:
+def _change_flags(path: str | Path, how: int, *, set_: int, clear: int) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | how)
     try:
         flags = struct.unpack("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(4)))[0]

@@ -13,6 +13,7 @@ from layerlimit.linux.libc import check, libc, syscall
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
 _PR_SET_SECCOMP: Final = 22
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_MODE_FILTER: Final = 2
@@ -51,6 +52,20 @@ def hide_memory() -> None:
     Undone by execve(2).
     """
     prctl(_PR_SET_DUMPABLE, 0)
+
+
+def set_title(title: bytes) -> None:
+    """Show ``title`` as this process's name and command line; it is cut to what the old one took.
+
+    The command line is overwritten where the kernel put it (proc_pid_stat(5): arg_start, arg_end).
+    """
+    libc.prctl(_PR_SET_NAME, title, 0, 0, 0)
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    room = end - start
+    if start and room > 0:
+        ctypes.memmove(start, title[: room - 1].ljust(room, b"\0"), room)
 
 
 def forbid_new_privileges() -> None:

@@ -21,6 +21,7 @@ from layerlimit.linux.process import (
     forbid_new_privileges,
     hide_memory,
     leave_session_keyring,
+    set_title,
 )
 from layerlimit.linux.seccomp import default_filter
 from layerlimit.sandbox import _command, _rootfs, _users
@@ -56,6 +57,7 @@ def serve(spec: Spec, status: int, alive: int, null: int) -> NoReturn:
         os._exit(FAILED)  # the monitor ended before it could be watched
     except BlockingIOError:
         os.close(alive)
+    set_title(b"layerlimit-init")  # the old one tells of the host's directories
     os.umask(0)
     sources = _rootfs.take(spec)
     account = _users.resolve(sources.root.fd, spec.user)

@@ -162,7 +162,7 @@ def _run(spec: Spec, given: tuple[int | None, int | None, int | None]) -> int:
                 monitor.kill()
                 monitor.wait()
     if answer not in (b"", READY):
-        raise _error(json.loads(answer))
+        raise _error(json.loads(answer.splitlines()[0]))
     if code < 0:
         return SIGNALLED - code
     if not answer:
@@ -192,14 +192,10 @@ def _read_only_interpreter() -> DetachedMount:
         raise NotSupported(
             "cannot start a sandbox: Python does not know its interpreter", hint="set sys.executable"
         )
-    with clone_tree(os.path.realpath(sys.executable)) as low:
-        mount = DetachedMount(fcntl.fcntl(low.fd, fcntl.F_DUPFD_CLOEXEC, 3))
-    set_attributes(
-        mount.fd,
-        set_=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
-        propagation=MS_PRIVATE,
-    )
-    return mount
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    with clone_tree(os.path.realpath(sys.executable)) as mount:
+        set_attributes(mount.fd, set_=attributes, propagation=MS_PRIVATE)
+        return DetachedMount(fcntl.fcntl(mount.fd, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 @contextlib.contextmanager

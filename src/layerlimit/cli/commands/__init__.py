@@ -1,0 +1,1 @@
+"""One module per sub-command, each with a click command called ``command``; loaded when it is used."""

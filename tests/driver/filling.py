@@ -1,0 +1,19 @@
+"""Writing until the limit says no."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+def fill(path: Path, most: int) -> tuple[int, int]:
+    """Append up to ``most`` bytes; returns how many went in and the errno that ended it, 0 for none."""
+    written = 0
+    with path.open("ab", buffering=0) as file:
+        try:
+            while written < most:
+                written += file.write(bytes(min(MIB, most - written)))
+        except OSError as error:
+            return written, error.errno or -1
+    return written, 0
