@@ -114,6 +114,7 @@ def main() -> None:
     """Serve requests until standard input ends."""
     steps = Steps()
     with Store(sys.argv[1]) as store:
+        print("open", flush=True)
         for line in sys.stdin:
             request = json.loads(line)
             steps.left = request.pop("die", -1)

@@ -25,6 +25,8 @@ class Worker:
             text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "open\n"
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """Send one request; Died when the process is gone before it answers."""
