@@ -18,6 +18,7 @@ import pytest
 
 from layerlimit.driver import Driver
 from layerlimit.limit import Limit
+from layerlimit.store import Store
 
 PROGRAMS = "sh cat date dd df echo env false grep id kill ls mknod mount pwd rm sleep touch true umount"
 
@@ -66,6 +67,15 @@ class Cli:
 
     def json(self, *words: str) -> Any:
         return json.loads(self("--format", "json", *words).out)
+
+    def id(self, name: str) -> str:
+        """What the driver calls a layer: the name of its files."""
+        with Store(self.root) as store:
+            return store.stat(name).id
+
+    def mnt(self, name: str) -> Path:
+        """Where a layer is mounted."""
+        return self.root / "mnt" / self.id(name)
 
 
 @pytest.fixture
@@ -120,10 +130,8 @@ def _add_with_libraries(tar: tarfile.TarFile, name: str) -> None:
 
 @pytest.fixture
 def web(cli: Cli, busybox: Path) -> str:
-    """A layer of 32 MiB over a base with busybox."""
-    driver = Driver(cli.root)
-    driver.create("base")
-    with open(busybox, "rb") as tar:
-        driver.apply("base", tar, flat=True)
-    driver.create("web", "base", limit=Limit(32 << 20))
+    """A layer of 32 MiB over a committed base with busybox."""
+    with Store(cli.root) as store, open(busybox, "rb") as tar:
+        store.import_tar("base", tar)
+        store.create("web", "base", limit=Limit(32 << 20))
     return "web"

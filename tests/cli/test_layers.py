@@ -14,18 +14,29 @@ MIB = 1 << 20
 
 
 def test_create_says_what_it_made(cli: Cli) -> None:
-    cli("create", "base")
+    cli("create", "new")
+    cli("commit", "new", "base")
     done = cli(
-        "create", "web", "-p", "base", "-l", "16MiB", "--inodes", "100", "--ephemeral", "--format", "json"
+        *("create", "web", "-p", "base", "-l", "16MiB", "--inodes", "100", "--ephemeral"),
+        *("--label", "team=a=b", "--format", "json"),
     )
     assert done.err == "layerlimit: created web over base, limit 16 MiB\n"
     assert cli.json("ls") == [
-        {"name": "base", "parent": None, "limit": None, "mounted": False},
+        {
+            "name": "base",
+            "kind": "committed",
+            "parent": None,
+            "limit": None,
+            "mounted": False,
+            "labels": {},
+        },
         {
             "name": "web",
+            "kind": "active",
             "parent": "base",
             "limit": {"bytes": 16 * MIB, "inodes": 100, "ephemeral": True, "reserve": False},
             "mounted": False,
+            "labels": {"team": "a=b"},
         },
     ]
     assert cli("create", "web", code=4).out == b""
@@ -39,10 +50,16 @@ def test_reserve_takes_the_space_now(cli: Cli) -> None:
 
 
 def test_tables(cli: Cli) -> None:
-    cli("create", "base")
-    for name, parent in (("a", "base"), ("b", "base"), ("a1", "a"), ("a2", "a")):
+    cli("create", "new")
+    cli("commit", "new", "base")
+    for name, parent in (("new", "base"), ("b", "base"), ("a1", "a"), ("a2", "a")):
         cli("create", name, "--parent", parent, "--limit", "8m")
-    assert cli("ls").lines[:2] == ["NAME  PARENT  LIMIT  MOUNTED", "a     base    8 MiB  no"]
+        if name == "new":
+            cli("commit", name, "a")
+    assert cli("ls").lines[:2] == [
+        "NAME  KIND       PARENT  LIMIT  MOUNTED",
+        "a     committed  base    8 MiB  no",
+    ]
     assert cli("tree").lines == [
         "base",
         "├─ a  8 MiB",
@@ -56,14 +73,15 @@ def test_tables(cli: Cli) -> None:
 
 
 def test_mount_and_umount(cli: Cli, web: str) -> None:
-    assert cli("mount", web).lines == [f"{cli.root}/mnt/web"]
-    assert cli.json("mount", web) == {"name": "web", "path": f"{cli.root}/mnt/web", "read_only": False}
-    (cli.root / "mnt/web/new").write_text("x")
+    path = cli.mnt(web)
+    assert cli("mount", web).lines == [str(path)]
+    assert cli.json("mount", web) == {"name": "web", "path": str(path), "read_only": False}
+    (path / "new").write_text("x")
     assert cli.json("inspect", web)[0]["holds"] == 2
     assert "still mounted" in cli("umount", web).err
     assert cli.json("umount", web) == {"name": "web", "mounted": False, "holds": 0, "processes": 0}
     assert "is not mounted" in cli("umount", web).err
-    assert not (cli.root / "mnt/web/new").exists()
+    assert not (path / "new").exists()
 
 
 def test_a_view_cannot_be_written(cli: Cli, web: str) -> None:
@@ -86,9 +104,13 @@ def test_umount_of_a_layer_in_use_is_busy(cli: Cli, web: str) -> None:
 
 
 def test_inspect(cli: Cli, web: str) -> None:
-    cli("create", "child", "--parent", web, "--limit", "8m")
+    cli("commit", web, "limited")
+    cli("create", web, "--parent", "limited", "--limit", "32m")
+    cli("view", "child", "limited")
+    (found,) = cli.json("inspect", "limited")
+    assert (found["chain"], found["children"], found["kind"]) == (["base"], ["child", web], "committed")
     (found,) = cli.json("inspect", web)
-    assert (found["chain"], found["children"]) == (["base"], ["child"])
+    assert (found["chain"], found["children"]) == (["limited", "base"], [])
     assert found["limit"]["bytes"] == 32 * MIB
     assert found["limiter"]["name"] == "image"
     assert os.stat(found["limiter"]["file"]).st_size == found["limiter"]["file_bytes"]
@@ -96,7 +118,7 @@ def test_inspect(cli: Cli, web: str) -> None:
     assert found["usage"]["bytes"] < MIB
     text = cli("inspect", web, "base").out.decode()
     assert "Limit:            32 MiB (33554432 bytes)" in text
-    assert "\n\nName:     base\n" in text
+    assert "\n\nName:     base\nKind:     committed\n" in text
     assert [entry["name"] for entry in cli.json("inspect", "base", web)] == ["base", web]
 
 
@@ -123,7 +145,9 @@ def test_df(cli: Cli, web: str) -> None:
 def test_resize_and_what_it_refuses(cli: Cli, web: str) -> None:
     assert cli.json("resize", web, "48MiB")["limit"]["bytes"] == 48 * MIB
     assert cli("resize", web, "16m", "--format", "json", code=2).error["code"] == "resize.shrink"
-    assert cli("resize", "base", "1g", "--format", "json", code=2).error["code"] == "resize.unlimited"
+    assert cli("resize", "base", "1g", "--format", "json", code=2).error["code"] == "kind.not_active"
+    cli("create", "free", "--parent", "base")
+    assert cli("resize", "free", "1g", "--format", "json", code=2).error["code"] == "resize.unlimited"
     cli("resize", web, "64m", "--inodes", "512")
     done = cli("run", web, "--", "df", "-k", "/")
     assert int(done.lines[1].split()[3]) >= 64 * 1024
@@ -152,13 +176,16 @@ def test_resize_of_a_mounted_layer(cli: Cli, web: str) -> None:
 
 
 def test_rm(cli: Cli, web: str) -> None:
-    cli("create", "child", "--parent", web, "--limit", "8m")
+    cli("commit", web, "mid")
+    cli("create", "child", "--parent", "mid", "--limit", "8m")
     assert cli("rm", "base", "--format", "json", code=5).error["code"] == "layer.has_children"
     cli("mount", "child")
     assert cli("rm", "child", "--format", "json", code=5).error["code"] == "layer.held"
-    assert cli.json("rm", "--force", "base", "child", web, "nosuch") == {"removed": ["child", "web", "base"]}
+    assert cli.json("rm", "--force", "base", "child", "mid", "nosuch") == {
+        "removed": ["child", "mid", "base"]
+    }
     assert cli("ls", "-q").lines == []
-    assert cli("rm", "nosuch", code=3).err.startswith("layerlimit: there is no layer nosuch")
+    assert cli("rm", "nosuch", code=3).err.startswith("layerlimit: there is no layer 'nosuch'")
     cli("rm", "-f", "nosuch")
 
 

@@ -85,7 +85,7 @@ def test_two_commands_at_once_share_the_mount(cli: Cli, web: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         cli("run", web, "touch", "/from-the-second")
-        assert (cli.root / "mnt/web/from-the-second").exists()
+        assert (cli.mnt(web) / "from-the-second").exists()
         process.stdin.close()
         assert process.wait() == 5
     assert scratch.mounts_below(cli.root) == []
@@ -94,7 +94,7 @@ def test_two_commands_at_once_share_the_mount(cli: Cli, web: str) -> None:
 def test_it_is_no_way_around_the_limit(cli: Cli, web: str) -> None:
     """For root inside, who knows the loop device's number and has a device file that came with a layer."""
     path = Path(cli("mount", web).lines[0])
-    device = os.stat(cli.root / "img" / web).st_dev
+    device = os.stat(cli.root / "img" / cli.id(web)).st_dev
     major, minor = os.major(device), os.minor(device)
     os.mknod(path / "brought", 0o660 | 0o060000, device)
     script = f"""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from layerlimit.driver import Driver
 from layerlimit.driver.layout import Layout
 from layerlimit.errors import Error
 from layerlimit.limit import ImageLimiter, Limit, format_size
 from layerlimit.linux.statx import is_mount_point
+from layerlimit.store import Capacity, Info, Store
 
 #: What can lift a limit, by the limiter that enforces it.
 LIFTED_BY: Final = {
@@ -35,58 +35,95 @@ def limit_text(limit: Limit | None) -> str:
     return "none" if limit is None else format_size(limit.bytes)
 
 
-def mounted_at(driver: Driver, id: str) -> list[str]:
+def capacity_entry(capacity: Capacity) -> dict[str, Any]:
+    """The disk, and what limits promise of it."""
+    return {
+        "size": capacity.size,
+        "free": capacity.free,
+        "promised": capacity.promised,
+        "admissible": capacity.admissible,
+        "overcommit": capacity.overcommit,
+        "floor": capacity.floor,
+        "full": capacity.full,
+    }
+
+
+def capacity_text(capacity: Capacity) -> str:
+    """The same in one sentence."""
+    return (
+        f"limits promise {format_size(capacity.promised)} of {format_size(capacity.admissible)} "
+        f"(overcommit {capacity.overcommit:g}), {format_size(capacity.free)} are free"
+        + (f": less than the floor of {format_size(capacity.floor)}" if capacity.full else "")
+    )
+
+
+def mounted_at(store: Store, info: Info) -> list[str]:
     """Where the layer is mounted at this moment; asked of the kernel, without waiting for anybody."""
-    layout = Layout(driver.root, go=False)
-    return [str(path) for path in (layout.mnt(id), layout.mnt(f"{id}@ro")) if is_mount_point(path)]
+    layout = Layout(store.root, go=False)
+    return [str(path) for path in (layout.mnt(info.id), layout.mnt(f"{info.id}@ro")) if is_mount_point(path)]
 
 
-def summary(driver: Driver, id: str) -> dict[str, Any]:
+def summary(store: Store, info: Info) -> dict[str, Any]:
     """What ``ls`` shows of a layer: read without its lock, so that a long apply does not hold it up.
 
     A damaged layer is shown, with an ``error`` that says what is wrong.
     """
     entry: dict[str, Any] = {
-        "name": id,
-        "parent": None,
+        "name": info.name,
+        "kind": str(info.kind),
+        "parent": info.parent or None,
         "limit": None,
-        "mounted": bool(mounted_at(driver, id)),
+        "mounted": bool(mounted_at(store, info)),
+        "labels": info.labels,
     }
     try:
-        entry["parent"] = driver.parent(id) or None
-        entry["limit"] = limit_entry(driver.limit(id))
+        entry["limit"] = limit_entry(store.limit_of(info))
     except Error as error:
         entry["error"] = {"code": error.code, "message": error.message}
     return entry
 
 
-def details(driver: Driver, id: str, children: Mapping[str, list[str]]) -> dict[str, Any]:
-    """All about one layer, given :func:`children_of_all`.
+def details(store: Store, name: str) -> dict[str, Any]:
+    """All about one layer.
 
-    ``usage`` is null without a limit: that would be a walk, and ``df`` does it.
+    ``usage`` is null where it takes a walk: without a limit, unless it was recorded. ``df`` walks.
     """
-    limit = driver.limit(id)
-    state = driver.state(id)
-    entry = summary(driver, id)
+    info = store.stat(name)
+    limit = store.limit(name)
+    state = store.state(name)
+    entry = summary(store, info)
+    entry["id"] = info.id
+    entry["namespace"] = info.namespace
+    entry["created"] = _time(info.created)
+    entry["updated"] = _time(info.updated)
+    entry["durable"] = info.durable
+    entry["diff_id"] = info.diff_id
     entry["mounted"] = state.mounted
-    entry["paths"] = mounted_at(driver, id)
+    entry["paths"] = mounted_at(store, info)
     entry["holds"] = state.holds
     entry["processes"] = state.processes
-    entry["chain"] = chain(driver, id)
-    entry["children"] = children.get(id, [])
+    entry["chain"] = store.chain(name)
+    entry["children"] = store.children(name)
     entry["health"] = {"state": state.health.state, "why": state.health.why}
     entry["recovered"] = list(state.recovered)
     entry["usage"] = None
     entry["limiter"] = None
-    if limit is not None:
-        usage = driver.usage(id)
+    if limit is not None or info.used_bytes is not None:
+        usage = store.usage(name)
         entry["usage"] = {"bytes": usage.bytes, "inodes": usage.inodes}
-        entry["limiter"] = _limiter_entry(driver, id)
+    if limit is not None:
+        entry["limiter"] = _limiter_entry(store, info)
     return entry
 
 
-def _limiter_entry(driver: Driver, id: str) -> dict[str, Any]:
-    image = ImageLimiter(driver.root).image(id)
+def _time(nanoseconds: int) -> str:
+    """RFC 3339 in UTC, to the nanosecond."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
+def _limiter_entry(store: Store, info: Info) -> dict[str, Any]:
+    image = ImageLimiter(store.root).image(info.id)
     status = image.stat()
     return {
         "name": "image",
@@ -95,32 +132,3 @@ def _limiter_entry(driver: Driver, id: str) -> dict[str, Any]:
         "host_bytes": status.st_blocks * 512,
         "lifted_by": LIFTED_BY["image"],
     }
-
-
-def chain(driver: Driver, id: str) -> list[str]:
-    """The ancestors of a layer, the nearest first."""
-    found: list[str] = []
-    parent = driver.parent(id)
-    while parent:
-        found.append(parent)
-        parent = driver.parent(parent)
-    return found
-
-
-def parents(driver: Driver) -> dict[str, str]:
-    """The parent of each layer, ``""`` for bases; damaged layers count as bases."""
-    found = {}
-    for id in driver.ids():
-        try:
-            found[id] = driver.parent(id)
-        except Error:
-            found[id] = ""
-    return found
-
-
-def children_of_all(driver: Driver) -> dict[str, list[str]]:
-    """The children of each layer that has any, sorted; bases are those of ``""``."""
-    known: dict[str, list[str]] = {}
-    for id, parent in parents(driver).items():
-        known.setdefault(parent, []).append(id)
-    return known

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from layerlimit.cli.settings import DEFAULT_ROOT, FORMATS, LOG_LEVELS, Settings
+from layerlimit.cli.settings import DEFAULT_NAMESPACE, DEFAULT_ROOT, FORMATS, LOG_LEVELS, Settings
 
 INODES: Final = click.IntRange(min=1)
 
@@ -37,6 +37,16 @@ def global_options(*, hidden: bool) -> list[click.Option]:
             metavar="DIR",
             help=f"Where layers are kept (environment: LAYERLIMIT_ROOT).  [default: {DEFAULT_ROOT}]",
             callback=root,
+            expose_value=False,
+            hidden=hidden,
+        ),
+        click.Option(
+            ["--namespace"],
+            envvar=None if hidden else "LAYERLIMIT_NAMESPACE",
+            metavar="NAME",
+            help="Whose names are meant (environment: LAYERLIMIT_NAMESPACE).  "
+            f"[default: {DEFAULT_NAMESPACE}]",
+            callback=plain,
             expose_value=False,
             hidden=hidden,
         ),
@@ -75,6 +85,21 @@ class Command(click.Command):
         self.params += global_options(hidden=True)
 
 
+def parse_labels(ctx: click.Context, _: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """The labels that ``KEY=VALUE`` words give."""
+    found = {}
+    for word in values:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{word!r} is not KEY=VALUE", ctx)
+        found[key] = value
+    return found
+
+
+LABELS: Final = click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", callback=parse_labels, help="Label it."
+)
+NEW_NAME: Final = click.argument("new", metavar="NEWNAME")
 NAME: Final = click.argument("name", metavar="NAME")
 NAMES: Final = click.argument("names", metavar="NAME...", nargs=-1, required=True)
 ANY_NAMES: Final = click.argument("names", metavar="[NAME...]", nargs=-1)

@@ -1,4 +1,4 @@
-"""What the global options say, and what every sub-command does with them: open the driver, print."""
+"""What the global options say, and what every sub-command does with them: open the store, print."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from layerlimit.cli.output import encode, printable, write, write_error
 from layerlimit.errors import InvalidArgument, NotFound, PermissionDenied
 
 if TYPE_CHECKING:
-    from layerlimit.driver import Driver
+    from layerlimit.store import Store
 
 DEFAULT_ROOT: Final = "/var/lib/layerlimit"
+DEFAULT_NAMESPACE: Final = "default"
 FORMATS: Final = ("table", "json", "jsonl")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -24,11 +25,12 @@ class Settings:
     """The global options; filled while the command line is parsed, as they may follow the sub-command."""
 
     root: Path = Path(DEFAULT_ROOT)
+    namespace: str = DEFAULT_NAMESPACE
     format: str = "table"
     quiet: bool = False
     log_level: str = "warning"
 
-    # -- the driver --------------------------------------------------------------------------------
+    # -- the store ---------------------------------------------------------------------------------
 
     def has_layers(self) -> bool:
         """Whether anybody ever made a layer below the root. PermissionDenied for who may not look."""
@@ -38,17 +40,17 @@ class Settings:
             raise InvalidArgument(f"{self.root} is no directory", hint=hint, code="root.invalid")
         return any(os.path.lexists(self.root / name) for name in ("format", "layers"))
 
-    def open_driver(self, *, make: bool = False) -> Driver:
-        """The driver of the root; one that does not exist is made only if ``make``, else NotFound."""
+    def open_store(self, *, make: bool = False) -> Store:
+        """The store of the root, to be closed; one that does not exist is made if ``make``, else NotFound."""
         if not self.has_layers() and not make:
             raise NotFound(
                 f"there are no layers in {self.root}",
                 hint="create one with 'layerlimit create' or 'layerlimit import', or give another --root",
                 code="root.not_found",
             )
-        from layerlimit.driver import Driver
+        from layerlimit.store import Store
 
-        return Driver(self.root)
+        return Store(self.root, namespace=self.namespace)
 
     # -- output ------------------------------------------------------------------------------------
 

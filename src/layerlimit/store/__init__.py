@@ -1,7 +1,10 @@
 """Names, kinds, labels and life cycle of layers over a driver; admission, gc, check."""
 
 from layerlimit.store.admission import Capacity, Policy
+from layerlimit.store.check import Finding
 from layerlimit.store.entry import Info, Kind
+from layerlimit.store.layer import Layer
+from layerlimit.store.rebuild import check_root, rebuild
 from layerlimit.store.store import Store
 
-__all__ = ["Capacity", "Info", "Kind", "Policy", "Store"]
+__all__ = ["Capacity", "Finding", "Info", "Kind", "Layer", "Policy", "Store", "check_root", "rebuild"]

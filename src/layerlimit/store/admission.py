@@ -7,12 +7,14 @@ less than ``floor`` bytes are free, whatever fills the disk.
 
 from __future__ import annotations
 
+import math
 import os
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerlimit.errors import InvalidArgument, OutOfSpace
-from layerlimit.limit import MIB, format_size
+from layerlimit.limit import MIB, Limit, format_size
 
 DEFAULT_FLOOR = 256 * MIB
 
@@ -40,18 +42,27 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """``overcommit`` is a ratio, 1.0 by default; ``floor`` the bytes that always stay free on the disk."""
+    """``overcommit`` is a ratio, 1.0 by default; ``floor`` the bytes that always stay free on the disk.
+
+    ``default_limit`` is the bytes that a writable layer gets when it is created without a limit; 0: none.
+    """
 
     overcommit: float = 1.0
     floor: int = DEFAULT_FLOOR
+    default_limit: int = 0
 
     def __post_init__(self) -> None:
-        if not self.overcommit > 0 or self.floor < 0:
+        if not 0 < self.overcommit < math.inf or self.floor < 0 or self.default_limit < 0:
             raise InvalidArgument(
                 f"overcommit {self.overcommit} with a floor of {self.floor} bytes makes no sense",
-                hint="overcommit is a ratio above 0, the floor a number of bytes",
+                hint="overcommit is a ratio above 0, the floor and the default limit are numbers of bytes",
                 code="policy.invalid",
             )
+
+    @property
+    def limit(self) -> Limit | None:
+        """The default limit, if there is one."""
+        return Limit(self.default_limit) if self.default_limit else None
 
     def capacity(self, root: Path, promised: int) -> Capacity:
         """The disk of ``root`` as it is now."""
@@ -70,13 +81,25 @@ class Policy:
             raise OutOfSpace(
                 f"the disk has {format_size(capacity.free)} free, less than the floor of "
                 f"{format_size(capacity.floor)}{holders}",
-                hint="free space, or lower the floor",
+                hint="free space, or lower the floor with 'layerlimit config floor=SIZE'",
                 code="host.full",
             )
         if more and capacity.promised + more > capacity.admissible:
             raise OutOfSpace(
                 f"a limit of {format_size(more)} does not fit: {format_size(capacity.promised)} of "
                 f"{format_size(capacity.admissible)} are promised already",
-                hint="remove layers, or raise the overcommit ratio",
+                hint="remove layers, or allow more with 'layerlimit config overcommit=RATIO'",
                 code="host.overcommit",
             )
+
+
+def read_policy(db: sqlite3.Connection) -> Policy:
+    """What was recorded; the built-in policy when nothing was."""
+    row = db.execute("SELECT overcommit, floor, default_limit FROM policy").fetchone()
+    return Policy(*row) if row else Policy()
+
+
+def write_policy(db: sqlite3.Connection, policy: Policy) -> None:
+    """Record a policy, in a transaction of the caller's."""
+    db.execute("DELETE FROM policy")
+    db.execute("INSERT INTO policy VALUES (?, ?, ?)", (policy.overcommit, policy.floor, policy.default_limit))

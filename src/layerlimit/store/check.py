@@ -208,7 +208,7 @@ class Check:
             for path in sorted((root / directory).iterdir()):
                 name = path.name.removesuffix(suffix)
                 if is_id(name) and (name in ids or (root / "meta" / name).exists()):
-                    continue  # a record without a chain is half of a layer: being made, or swept at an opening
+                    continue  # a record without a chain is half of a layer: being made, or swept when opened
                 moved = ""
                 if self._repair:
                     moved = f"; it is now {self._driver.lose_path(path)}"

@@ -2,8 +2,9 @@
 
     entry   one row per name: which driver layer it is, its kind, its parent, its times
     label   free text by key, for an entry
-    trash   driver layers that no entry names any more; the reaper deletes them
+    trash   driver layers that no entry names any more, or not yet (an import); the reaper deletes them
     total   one row, kept by triggers: how many bytes the limits of all entries promise together
+    policy  one row once somebody configured admission
 
 Structure (chains) and limits are the driver's. ``entry.parent`` repeats the first link of a chain so that
 the database itself refuses to delete a parent, and ``entry.promised`` repeats a limit so that admission
@@ -61,6 +62,13 @@ _MIGRATIONS = (
         UPDATE total SET promised = promised - old.promised;
     END;
     """,
+    """
+    CREATE TABLE policy (
+        overcommit REAL NOT NULL,
+        floor INTEGER NOT NULL,                      -- bytes that stay free on the disk
+        default_limit INTEGER NOT NULL               -- bytes for a layer created without a limit, 0: none
+    ) STRICT;
+    """,
 )
 _WAIT_SECONDS = 30.0
 
@@ -84,9 +92,13 @@ class Database:
                 self.path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
             found.row_factory = sqlite3.Row
-            found.execute("PRAGMA journal_mode = WAL")
-            found.execute("PRAGMA synchronous = FULL")
-            found.execute("PRAGMA foreign_keys = ON")
+            try:
+                found.execute("PRAGMA journal_mode = WAL")
+                found.execute("PRAGMA synchronous = FULL")
+                found.execute("PRAGMA foreign_keys = ON")
+            except BaseException:
+                found.close()
+                raise
             self._local.connection = found
             with self._lock:
                 self._all.append(found)
@@ -150,7 +162,7 @@ class Database:
             if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
                 raise Corrupt(
                     f"{self.path} is damaged: {error}",
-                    hint="move it away and run 'layerlimit check --repair', which rebuilds it",
+                    hint="run 'layerlimit check --repair', which keeps it in lost/ and rebuilds it",
                     code="store.corrupt",
                 ) from error
             raise Error(f"{self.path}: {error}", code="store.database") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from layerlimit.errors import InvalidArgument
+from layerlimit.errors import Error, InvalidArgument
 
 NAME_BYTES = 4096
 LABEL_BYTES = 4096  # key and value together, as containerd allows
@@ -48,6 +51,11 @@ class Info:
     labels: dict[str, str] = field(default_factory=dict)
 
     @property
+    def writable(self) -> bool:
+        """Whether it can be written to; views and committed layers are mounted read-only."""
+        return self.kind is Kind.ACTIVE
+
+    @property
     def created_at(self) -> datetime:
         """:attr:`created` to the microsecond, with its time zone."""
         return datetime.fromtimestamp(self.created / 1e9, UTC)
@@ -76,3 +84,19 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
                 code="label.invalid",
             )
     return {key: value for key, value in labels.items() if value}
+
+
+@contextlib.contextmanager
+def named(info: Info) -> Iterator[None]:
+    """What the driver says of the layer's id in the block is said of its name."""
+    try:
+        yield
+    except Error as error:
+        speak_of(error, info.id, info.name)
+        raise
+
+
+def speak_of(error: Error, id: str, name: str) -> None:
+    """Let the error name a layer as its user does."""
+    error.message = re.sub(rf"\blayer {re.escape(id)}(?![\w.@-])", lambda _: f"layer {name!r}", error.message)
+    error.args = (error.message,)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerlimit.archive import Change
+from layerlimit.archive import Applied, Change
 from layerlimit.limit import Limit, Usage
 from layerlimit.store.entry import Info
 
@@ -46,9 +46,9 @@ class Layer:
         """See :meth:`Store.mount`."""
         return self._store.mount(self.name, read_only=read_only)
 
-    def umount(self) -> None:
+    def umount(self, *, read_only: bool = False) -> None:
         """See :meth:`Store.umount`."""
-        self._store.umount(self.name)
+        self._store.umount(self.name, read_only=read_only)
 
     def mounted(self, *, read_only: bool = False) -> AbstractContextManager[Path]:
         """``with layer.mounted() as path:`` – see :meth:`Store.mounted`."""
@@ -66,7 +66,7 @@ class Layer:
         """See :meth:`Store.diff`."""
         return self._store.diff(self.name)
 
-    def apply(self, stream: BinaryIO) -> str:
+    def apply(self, stream: BinaryIO) -> Applied:
         """See :meth:`Store.apply`."""
         return self._store.apply(self.name, stream)
 
@@ -78,6 +78,6 @@ class Layer:
         """See :meth:`Store.rename`; the layer under its new name is returned."""
         return Layer(self._store, self._store.rename(self.name, new).name)
 
-    def rm(self) -> None:
+    def rm(self, *, force: bool = False) -> None:
         """See :meth:`Store.rm`."""
-        self._store.rm(self.name)
+        self._store.rm(self.name, force=force)

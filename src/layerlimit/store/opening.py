@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import msgspec
 
 from layerlimit.driver import Driver
 from layerlimit.driver.layout import Format, read_format
-from layerlimit.errors import Corrupt, InvalidArgument
+from layerlimit.errors import Corrupt, Error, InvalidArgument
 from layerlimit.linux import files
 from layerlimit.store.database import Database
 from layerlimit.store.entry import Kind
 
 NAMESPACE = "default"
+MISSING, DAMAGED = "store.missing", "store.corrupt"  # the codes of errors that a rebuild cures
 
 
 def open_database(driver: Driver) -> Database:
@@ -31,7 +33,7 @@ def open_database(driver: Driver) -> Database:
         raise Corrupt(
             f"{path} is missing, but the layers beside it belong to a store",
             hint="restore it, or run 'layerlimit check --repair', which rebuilds it from the layers",
-            code="store.missing",
+            code=MISSING,
         )
     database = Database(path)
     if not found.store:
@@ -47,27 +49,58 @@ def mark(root: Path, found: Format) -> None:
 
 
 def take_in(driver: Driver, database: Database) -> list[str]:
-    """Name every layer that has no row after its id; what has children is committed. Returns the ids."""
-    chains = {id: driver.chain(id) for id in driver.ids()}
+    """Name every layer that has no row after its id; what has children is committed. Returns the ids.
+
+    Rows that are there get their parents and promises from the driver, too.
+    """
+    chains = {id: _chain(driver, id) for id in driver.ids()}
     parents = {chain[0] for chain in chains.values() if chain}
     now = time.time_ns()
     with database.writing() as db:
         known = {id for (id,) in db.execute("SELECT id FROM entry UNION SELECT id FROM trash")}
         new = sorted(set(chains) - known, key=lambda id: len(chains[id]))
         for id in new:
-            limit = driver.limit(id)
             db.execute(
-                "INSERT INTO entry (namespace, name, id, kind, parent, created, updated, promised)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO entry (namespace, name, id, kind, created, updated) VALUES (?, ?, ?, ?, ?, ?)",
                 (
                     NAMESPACE,
-                    id,
+                    _free_name(db, id),
                     id,
                     Kind.COMMITTED if id in parents else Kind.ACTIVE,
-                    chains[id][0] if chains[id] else None,
                     now,
                     now,
-                    limit.bytes if limit else 0,
                 ),
             )
+        named = [id for (id,) in db.execute("SELECT id FROM entry") if id in chains]
+        for id in named:
+            above = next(iter(chains[id]), None)
+            db.execute(
+                "UPDATE entry SET parent = (SELECT id FROM entry WHERE id = ?), promised = ? WHERE id = ?",
+                (above, _promise(driver, id), id),
+            )
     return new
+
+
+def _chain(driver: Driver, id: str) -> tuple[str, ...]:
+    """The chain; one that is damaged is for ``check`` to report, and hides no other layer."""
+    try:
+        return driver.chain(id)
+    except Error:
+        return ()
+
+
+def _promise(driver: Driver, id: str) -> int:
+    try:
+        limit = driver.limit(id)
+    except Error:
+        return 0
+    return limit.bytes if limit else 0
+
+
+def _free_name(db: sqlite3.Connection, id: str) -> str:
+    """The id, or with a number when somebody called another layer so."""
+    name, number = id, 1
+    while db.execute("SELECT 1 FROM entry WHERE namespace = ? AND name = ?", (NAMESPACE, name)).fetchone():
+        number += 1
+        name = f"{id}-{number}"
+    return name

@@ -1,8 +1,8 @@
 """Deleting what no entry names: after a removal, after a crash, and when asked. It is one function.
 
-Two things are found: ids in ``trash``, whose entries were removed, and driver layers that never got an
-entry because their creator died. The second are deleted when they hold nothing; one that holds data is
-moved to ``lost/`` and reported. A layer that somebody is working on is locked, and skipped.
+Two things are found: ids in ``trash``, whose entries were removed or whose import died, and driver layers
+that never got an entry because their creator died. The second are deleted when they hold nothing; one that
+holds data is moved to ``lost/`` and reported. A layer that somebody is working on is locked, and skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from layerlimit.driver import Driver
 from layerlimit.driver.locks import Locks
-from layerlimit.errors import Busy, Error, NotFound
+from layerlimit.errors import Error, NotFound
 from layerlimit.store.database import Database
 
 _ID = re.compile(r"s[a-z2-7]{8}")
@@ -61,11 +61,14 @@ class Reaper:
         return sorted(ids, key=lambda id: -depth[id])
 
     def _finish(self, id: str) -> list[str]:
+        with self._database.reading() as db:
+            if db.execute("SELECT 1 FROM trash WHERE id = ?", (id,)).fetchone() is None:
+                return []  # an import that came to its end after we looked, or another reaper's work
         try:
             self._driver.remove(id)
         except NotFound:
             pass
-        except Busy as error:
+        except Error as error:
             return [f"{id} is removed but cannot be deleted yet: {error.message}"]
         with self._database.writing() as db:
             db.execute("DELETE FROM trash WHERE id = ?", (id,))

@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from layerlimit.archive import Change
+from layerlimit.archive import Applied, Change
 from layerlimit.archive import Limits as ArchiveLimits
+from layerlimit.archive.image import Image
 from layerlimit.driver import Driver, State
 from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument, NotFound
 from layerlimit.limit import Limit, Usage, format_size
-from layerlimit.store.admission import Capacity, Policy
+from layerlimit.store.admission import Capacity, Policy, read_policy, write_policy
 from layerlimit.store.check import Check, Finding
-from layerlimit.store.entry import Info, Kind, check_labels, check_name
+from layerlimit.store.entry import Info, Kind, check_labels, check_name, named, speak_of
+from layerlimit.store.filling import Told, fill_from_image, fill_from_tars
 from layerlimit.store.filters import parse
 from layerlimit.store.layer import Layer
 from layerlimit.store.opening import open_database
 from layerlimit.store.reaper import Reaper
+from layerlimit.store.rows import COLUMNS, FROM, chain, children, new_id, refuse_children, set_labels, to_info
 from layerlimit.union import Mount
 
 NAMESPACE = "default"
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-_COLUMNS = (
-    "entry.namespace, entry.name, entry.id, entry.kind, coalesce(above.name, '') AS parent, entry.created,"
-    " entry.updated, entry.used_bytes, entry.used_inodes, entry.durable, entry.diff_id, entry.promised"
-)
-_FROM = "FROM entry LEFT JOIN entry AS above ON above.id = entry.parent"
 
 
 class Store:
     """Layers by name. Safe for threads and processes; every change is one durable transaction.
 
     ``namespace`` partitions the names: entries of another namespace are never seen. ``default_limit`` is
-    given to writable layers created without one. A context manager; :meth:`close` gives up the database's
-    files and nothing else: mounts stay.
+    given to writable layers created without one, ``policy`` says how much is admitted; without them it is
+    what :meth:`configure` recorded. A context manager; :meth:`close` gives up the database's files and
+    nothing else: mounts stay.
 
-    Opening makes what is missing, then finishes or undoes what a killed process left. Corrupt when the
+    Opening makes what is missing, then finishes or undoes what a killed process left; sentences about what
+    was notable of that are in ``opened``. Corrupt when the
     database is missing beside layers of a store: ``check --repair`` rebuilds it.
     """
 
@@ -57,13 +55,13 @@ class Store:
         policy: Policy | None = None,
     ) -> None:
         self.namespace = check_name(namespace)
-        self.default_limit = default_limit
-        self.policy = policy or Policy()
+        self._default_limit = default_limit
+        self._policy = policy
         self.driver = Driver(root, union, limiter, owner=owner)
         self.root = self.driver.root
         self.database = open_database(self.driver)
         self.reaper = Reaper(self.driver, self.database)
-        self.reaper.run()
+        self.opened = self.reaper.run()
 
     def close(self) -> None:
         """Close the database. The store is not used afterwards."""
@@ -84,7 +82,7 @@ class Store:
 
     def _stat(self, db: sqlite3.Connection, name: str) -> Info:
         row = db.execute(
-            f"SELECT {_COLUMNS} {_FROM} WHERE entry.namespace = ? AND entry.name = ?", (self.namespace, name)
+            f"SELECT {COLUMNS} {FROM} WHERE entry.namespace = ? AND entry.name = ?", (self.namespace, name)
         ).fetchone()
         if row is None:
             raise NotFound(
@@ -93,7 +91,7 @@ class Store:
                 code="layer.not_found",
             )
         labels = db.execute("SELECT key, value FROM label WHERE id = ? ORDER BY key", (row["id"],))
-        return _info(row, dict(map(tuple, labels)))
+        return to_info(row, dict(map(tuple, labels)))
 
     def exists(self, name: str) -> bool:
         """Whether there is an entry called ``name``."""
@@ -114,9 +112,9 @@ class Store:
             ):
                 labels.setdefault(id, {})[key] = value
             rows = db.execute(
-                f"SELECT {_COLUMNS} {_FROM} WHERE entry.namespace = ? ORDER BY entry.name", (self.namespace,)
+                f"SELECT {COLUMNS} {FROM} WHERE entry.namespace = ? ORDER BY entry.name", (self.namespace,)
             )
-            found = [_info(row, labels.get(row["id"], {})) for row in rows]
+            found = [to_info(row, labels.get(row["id"], {})) for row in rows]
         return [
             info
             for info in found
@@ -128,7 +126,8 @@ class Store:
         info = self.stat(name)
         if info.kind is Kind.COMMITTED and info.used_bytes is not None and info.used_inodes is not None:
             return Usage(info.used_bytes, info.used_inodes)
-        usage = self.driver.usage(info.id)
+        with named(info):
+            usage = self.driver.usage(info.id)
         if info.kind is Kind.COMMITTED:
             with self.database.writing() as db:
                 db.execute(
@@ -139,11 +138,48 @@ class Store:
 
     def limit(self, name: str) -> Limit | None:
         """The limit in force, None when there is none."""
-        return self.driver.limit(self.stat(name).id)
+        with self._entry(name) as info:
+            return self.driver.limit(info.id)
+
+    def limit_of(self, info: Info) -> Limit | None:
+        """:meth:`limit` of an entry that was read already, for those who ask for many."""
+        with named(info):
+            return self.driver.limit(info.id)
+
+    def chain(self, name: str) -> list[str]:
+        """The names of the entry's ancestors, the nearest first."""
+        with self.database.reading() as db:
+            return chain(db, self._stat(db, name).id)
+
+    def children(self, name: str) -> list[str]:
+        """The names of the entries that stand on this one, sorted."""
+        with self.database.reading() as db:
+            return children(db, self._stat(db, name).id)
 
     def state(self, name: str) -> State:
         """Whether the layer is mounted, held and healthy."""
-        return self.driver.state(self.stat(name).id)
+        with self._entry(name) as info:
+            return self.driver.state(info.id)
+
+    @contextlib.contextmanager
+    def _entry(self, name: str) -> Iterator[Info]:
+        """The entry; what goes wrong in the block is said of its name instead of its id."""
+        info = self.stat(name)
+        with named(info):
+            yield info
+
+    @property
+    def policy(self) -> Policy:
+        """How much limits may promise, and what new layers get."""
+        if self._policy is not None:
+            return self._policy
+        with self.database.reading() as db:
+            return read_policy(db)
+
+    def configure(self, policy: Policy) -> None:
+        """Record the policy for everybody who opens this store without one; what exists is left alone."""
+        with self.database.writing() as db:
+            write_policy(db, policy)
 
     def capacity(self) -> Capacity:
         """The disk, and what limits promise of it."""
@@ -159,27 +195,29 @@ class Store:
         parent: str = "",
         *,
         limit: Limit | None = None,
+        unlimited: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> Info:
         """A writable layer over the committed entry ``parent`` (``""``: an empty base).
 
+        Without a ``limit`` it gets the store's default, if there is one and it is not to be ``unlimited``.
         AlreadyExists, NotFound, InvalidArgument (the parent is not committed), OutOfSpace (admission).
         """
-        limit = limit or self.default_limit
-        self._admit(limit)
+        if limit is None and not unlimited:
+            limit = self._default_limit or self.policy.limit
+        self._admit(limit.bytes if limit else 0)
         return self._add(name, parent, Kind.ACTIVE, limit=limit, labels=labels)
 
     def view(self, name: str, parent: str = "", *, labels: Mapping[str, str] | None = None) -> Info:
         """A read-only view of the committed entry ``parent``, under a name of its own."""
         return self._add(name, parent, Kind.VIEW, limit=None, labels=labels)
 
-    def _admit(self, limit: Limit | None) -> None:
-        self.policy.admit(self.capacity(), limit.bytes if limit else 0, self._largest())
+    def _admit(self, more: int) -> None:
+        capacity = self.capacity()
+        self.policy.admit(capacity, more, self._largest() if capacity.full else "")
 
     def _largest(self) -> str:
-        """Who holds the most of the disk, for an error's sentence; empty while the disk is not full."""
-        if not self.policy.capacity(self.root, 0).full:
-            return ""
+        """Who holds the most of the disk, for an error's sentence."""
         sizes = []
         for info in self.ls(f"kind=={Kind.ACTIVE}"):
             with contextlib.suppress(Error):
@@ -200,12 +238,16 @@ class Store:
         """Create, fill and name a driver layer. Its id is locked from before it exists until it has a row."""
         check_name(name)
         kept = check_labels(dict(labels or {}))
+        policy = self.policy
         with self.database.reading() as db:
             self._refuse_name(db, name)
             above = self._parent(db, parent)
-        with self.reaper.owned(_new_id()) as id:
-            self.driver.create(id, above, limit=limit)
+        with self.reaper.owned(new_id()) as id:
             try:
+                if fill is not None:  # it is trash until it is whole
+                    with self.database.writing() as db:
+                        db.execute("INSERT INTO trash VALUES (?)", (id,))
+                self.driver.create(id, above, limit=limit)
                 diff_id, content_id = fill(id) if fill else (None, None)
                 now = time.time_ns()
                 with self.database.writing() as db:
@@ -214,7 +256,7 @@ class Store:
                     promised = limit.bytes if limit else 0
                     if promised:
                         (before,) = db.execute("SELECT promised FROM total").fetchone()
-                        self.policy.admit(self.policy.capacity(self.root, before), promised, "")
+                        policy.admit(policy.capacity(self.root, before), promised, "")
                     db.execute(
                         "INSERT INTO entry (namespace, name, id, kind, parent, created, updated, diff_id,"
                         " content_id, promised) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -231,11 +273,25 @@ class Store:
                             promised,
                         ),
                     )
-                    _set_labels(db, id, kept)
-            except BaseException:
-                self.driver.remove(id)
+                    db.execute("DELETE FROM trash WHERE id = ?", (id,))
+                    set_labels(db, id, kept)
+            except BaseException as error:
+                with contextlib.suppress(Error):  # then the reaper does it
+                    self._take_back(id)
+                if isinstance(error, Error):
+                    speak_of(error, id, name)
                 raise
         return self.stat(name)
+
+    def _take_back(self, id: str) -> None:
+        """Delete a layer that got no row. An interrupt that came after the transaction finds one."""
+        with self.database.reading() as db:
+            if db.execute("SELECT 1 FROM entry WHERE id = ?", (id,)).fetchone() is not None:
+                return
+        with contextlib.suppress(NotFound):
+            self.driver.remove(id)
+        with self.database.writing() as db:
+            db.execute("DELETE FROM trash WHERE id = ?", (id,))
 
     def _refuse_name(self, db: sqlite3.Connection, name: str) -> None:
         row = db.execute(
@@ -254,7 +310,7 @@ class Store:
         if above.kind is not Kind.COMMITTED:
             raise InvalidArgument(
                 f"layer {parent!r} is {above.kind} and cannot be a parent",
-                hint="commit it first",
+                hint=f"freeze it first: 'layerlimit commit {parent} NEWNAME'",
                 code="parent.not_committed",
             )
         return above.id
@@ -264,17 +320,42 @@ class Store:
         name: str,
         *streams: BinaryIO,
         parent: str = "",
+        limit: Limit | None = None,
         labels: Mapping[str, str] | None = None,
         limits: ArchiveLimits | None = None,
+        told: Told | None = None,
     ) -> Info:
-        """A committed layer with what the layer tars hold, the lowest first: all of them, or nothing."""
+        """A committed layer with what the layer tars hold, the lowest first: all of them, or nothing.
+
+        ``told`` is called with what each tar came to. Over a ``parent`` there is one tar. Until it is whole
+        the layer is not there; one that was interrupted, be it by SIGKILL, is deleted at the next opening.
+        """
+        if parent and len(streams) != 1:
+            raise InvalidArgument("over a parent, one tar is imported at a time", hint="import one by one")
 
         def fill(id: str) -> tuple[str | None, str]:
-            applied = [self.driver.apply(id, s, limits=limits, flat=len(streams) > 1) for s in streams]
-            return applied[0].diff_id if len(applied) == 1 else None, self.driver.content_id(id)
+            return fill_from_tars(self.driver, id, streams, limits=limits, flat=not parent, told=told)
 
-        self.policy.admit(self.capacity(), 0, self._largest())
-        return self._add(name, parent, Kind.COMMITTED, limit=None, labels=labels, fill=fill)
+        self._admit(limit.bytes if limit else 0)
+        return self._add(name, parent, Kind.COMMITTED, limit=limit, labels=labels, fill=fill)
+
+    def import_image(
+        self,
+        name: str,
+        image: Image,
+        *,
+        limit: Limit | None = None,
+        labels: Mapping[str, str] | None = None,
+        limits: ArchiveLimits | None = None,
+        told: Told | None = None,
+    ) -> Info:
+        """:meth:`import_tar` with all layers of an image, which must have the diff IDs that it says."""
+
+        def fill(id: str) -> tuple[str | None, str]:
+            return fill_from_image(self.driver, id, image, limits=limits, told=told)
+
+        self._admit(limit.bytes if limit else 0)
+        return self._add(name, "", Kind.COMMITTED, limit=limit, labels=labels, fill=fill)
 
     # -- change ------------------------------------------------------------------------------------
 
@@ -320,7 +401,7 @@ class Store:
                     info.id,
                 ),
             )
-            _set_labels(db, info.id, labels)
+            set_labels(db, info.id, labels)
         return self.stat(new)
 
     @contextlib.contextmanager
@@ -331,7 +412,8 @@ class Store:
             again = self.stat(name)
             if again.id != info.id:
                 raise Busy(f"layer {name!r} was replaced meanwhile", hint="try again", code="layer.replaced")
-            yield again
+            with named(again):
+                yield again
 
     def _require_active(self, info: Info) -> None:
         if info.kind is not Kind.ACTIVE:
@@ -360,7 +442,7 @@ class Store:
                 kept = {k: v for k, v in info.labels.items() if k not in keys} | {
                     k: v for k, v in kept.items() if k in keys
                 }
-            _set_labels(db, info.id, kept)
+            set_labels(db, info.id, kept)
             db.execute("UPDATE entry SET updated = ? WHERE id = ?", (time.time_ns(), info.id))
         return self.stat(name)
 
@@ -373,7 +455,7 @@ class Store:
             self._require_active(info)
             more = limit.bytes - info.promised
             if more > 0:
-                self.policy.admit(self.capacity(), more, self._largest())
+                self._admit(more)
                 self._promise(info.id, limit.bytes)
             try:
                 self.driver.resize(info.id, limit)
@@ -385,29 +467,46 @@ class Store:
         with self.database.writing() as db:
             db.execute("UPDATE entry SET promised = ? WHERE id = ?", (size, id))
 
-    def rm(self, name: str) -> None:
+    def rm(self, name: str, *, force: bool = False) -> None:
         """Remove an entry: one transaction; its layer is deleted by the reaper, at once or later.
 
-        Busy when it has children or is held.
+        Busy when it has children, is mounted (with ``force`` it is unmounted), or a process works in it.
         """
         with self._holding(name) as info:
+            with self.database.reading() as db:
+                refuse_children(db, info)
             if self.driver.exists(info.id):
-                state = self.driver.state(info.id)
-                if state.holds or state.processes:
-                    raise Busy(f"layer {name!r} is mounted", hint="unmount it first", code="layer.held")
+                self._give_up_holds(info, force)
             self._forget(name)
+
+    def _give_up_holds(self, info: Info, force: bool) -> None:
+        """Make sure that nobody holds the layer. A damaged one cannot be held, and can be removed."""
+        try:
+            state = self.driver.state(info.id)
+            if force and not state.processes:
+                for _ in range(state.holds):
+                    self.driver.put(info.id)
+                self.driver.release(info.id)
+                return
+        except Busy:
+            raise
+        except Error:
+            return
+        if state.processes:
+            raise Busy(
+                f"layer {info.name!r} is in use by a running process", hint="end it first", code="layer.held"
+            )
+        if state.holds:
+            raise Busy(
+                f"layer {info.name!r} is mounted",
+                hint=f"undo it with 'layerlimit umount {info.name}', or use --force",
+                code="layer.held",
+            )
 
     def _forget(self, name: str) -> None:
         with self.database.writing() as db:
             info = self._stat(db, name)
-            children = db.execute("SELECT name FROM entry WHERE parent = ? LIMIT 3", (info.id,)).fetchall()
-            if children:
-                names = ", ".join(repr(row["name"]) for row in children)
-                raise Busy(
-                    f"layer {name!r} is the parent of {names}",
-                    hint="remove those first",
-                    code="layer.has_children",
-                )
+            refuse_children(db, info)
             db.execute("DELETE FROM entry WHERE id = ?", (info.id,))
             db.execute("INSERT INTO trash VALUES (?)", (info.id,))
 
@@ -419,18 +518,20 @@ class Store:
         A committed layer, or a view, is mounted read-only.
         """
         with self._holding(name) as info:
-            return self.driver.get(info.id, read_only=read_only or info.kind is not Kind.ACTIVE)
+            return self.driver.get(info.id, read_only=read_only or not info.writable)
 
-    def umount(self, name: str) -> None:
-        """Give up one :meth:`mount`; the last one unmounts."""
-        self.driver.put(self.stat(name).id)
+    def umount(self, name: str, *, read_only: bool = False) -> None:
+        """Give up one :meth:`mount`, a ``read_only`` one if it says so; the last one unmounts."""
+        with self._entry(name) as info:
+            self.driver.put(info.id, read_only=read_only or not info.writable)
 
     @contextlib.contextmanager
     def mounted(self, name: str, *, read_only: bool = False) -> Iterator[Path]:
         """The layer, mounted for the length of a ``with`` block; freed also when the process dies."""
         with contextlib.ExitStack() as undo:
             with self._holding(name) as info:
-                view = read_only or info.kind is not Kind.ACTIVE
+                undo.enter_context(named(info))
+                view = read_only or not info.writable
                 path = undo.enter_context(self.driver.mounted(info.id, read_only=view))
             yield path
 
@@ -449,17 +550,19 @@ class Store:
 
     def changes(self, name: str) -> list[Change]:
         """See :meth:`Driver.changes`."""
-        return self.driver.changes(self.stat(name).id)
+        with self._entry(name) as info:
+            return self.driver.changes(info.id)
 
     def diff(self, name: str) -> BinaryIO:
         """See :meth:`Driver.diff`."""
-        return self.driver.diff(self.stat(name).id)
+        with self._entry(name) as info:
+            return self.driver.diff(info.id)
 
-    def apply(self, name: str, stream: BinaryIO, *, limits: ArchiveLimits | None = None) -> str:
-        """Apply a layer tar to a writable layer that nobody holds; returns the diff ID."""
+    def apply(self, name: str, stream: BinaryIO, *, limits: ArchiveLimits | None = None) -> Applied:
+        """Apply a layer tar to a writable layer that nobody holds: all of it, or nothing."""
         with self._holding(name) as info:
             self._require_active(info)
-            return self.driver.apply(info.id, stream, limits=limits).diff_id
+            return self.driver.apply(info.id, stream, limits=limits)
 
     def tree(self) -> dict[str, list[str]]:
         """The names of each entry's children, by name; ``""`` has the bases."""
@@ -479,20 +582,3 @@ class Store:
     def gc(self) -> list[str]:
         """Delete what no entry references; returns sentences about what was done or could not be."""
         return self.reaper.run()
-
-
-def _new_id() -> str:
-    """A short id: 128 of them fit the page of options that engines mount with."""
-    return "s" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
-
-
-def _info(row: sqlite3.Row, labels: dict[str, str]) -> Info:
-    values = dict(row)
-    values["kind"] = Kind(values["kind"])
-    values["durable"] = bool(values["durable"])
-    return Info(**values, labels=labels)
-
-
-def _set_labels(db: sqlite3.Connection, id: str, labels: Mapping[str, str]) -> None:
-    db.execute("DELETE FROM label WHERE id = ?", (id,))
-    db.executemany("INSERT INTO label VALUES (?, ?, ?)", [(id, key, value) for key, value in labels.items()])

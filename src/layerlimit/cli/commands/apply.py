@@ -19,9 +19,8 @@ def command(settings: Settings, name: str, source: str) -> None:
 
     It may be compressed. The layer has all of it at the end, or is as it was.
     """
-    driver = settings.open_driver()
-    with open_tar(source) as stream:
-        applied = driver.apply(name, stream)
+    with settings.open_store() as store, open_tar(source) as stream:
+        applied = store.apply(name, stream)
     for warning in applied.warnings:
         settings.say(f"left out: {warning}")
     settings.say(f"applied {applied.entries} entries, {format_size(applied.bytes)}, to {name}")

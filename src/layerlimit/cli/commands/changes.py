@@ -17,7 +17,8 @@ def command(settings: Settings, name: str) -> None:
 
     Control characters in names are printed as \\xNN; JSON has names exactly.
     """
-    found = settings.open_driver().changes(name)
+    with settings.open_store() as store:
+        found = store.changes(name)
     settings.show_all(
         [{"kind": str(change.kind), "path": change.path} for change in found],
         lambda: (f"{change.kind} {printable(change.path)}" for change in found),

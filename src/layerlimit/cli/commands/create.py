@@ -5,21 +5,28 @@ from __future__ import annotations
 import click
 
 from layerlimit.cli.describe import limit_text, summary
-from layerlimit.cli.options import INODES, NAME, Command
+from layerlimit.cli.options import INODES, LABELS, NAME, Command
 from layerlimit.cli.settings import Settings
 from layerlimit.limit import Limit, parse_size
+
+_NONE = -1
+
+
+def _size_or_none(text: str) -> int:
+    """A size, or ``none``."""
+    return _NONE if text == "none" else parse_size(text)
 
 
 @click.command("create", cls=Command, short_help="Make a layer, writable up to a limit.")
 @NAME
-@click.option("-p", "--parent", default="", metavar="NAME", help="The layer it is put over; without, a base.")
+@click.option("-p", "--parent", default="", metavar="NAME", help="The committed layer that it is put over.")
 @click.option(
     "-l",
     "--limit",
     "size",
-    type=parse_size,
+    type=_size_or_none,
     metavar="SIZE",
-    help="How many bytes may be written: 512m, 10GiB.",
+    help="How many bytes may be written: 512m, 10GiB; or 'none'.",
 )
 @click.option(
     "--inodes", type=INODES, help="How many files and directories; without, it goes with the bytes."
@@ -28,6 +35,7 @@ from layerlimit.limit import Limit, parse_size
     "--ephemeral", is_flag=True, help="Without a journal: faster, may be lost when the machine crashes."
 )
 @click.option("--reserve", is_flag=True, help="Take all the space from the disk now.")
+@LABELS
 @click.pass_obj
 def command(
     settings: Settings,
@@ -37,17 +45,19 @@ def command(
     inodes: int | None,
     ephemeral: bool,
     reserve: bool,
+    labels: dict[str, str],
 ) -> None:
-    """Make the layer NAME over another one, writable up to a limit; or a base.
+    """Make the layer NAME over a committed one, or over nothing; writable up to a limit.
 
-    Without --limit it can fill the disk.
+    Without --limit it gets the default that 'layerlimit config' shows; where there is none, it can fill the
+    disk.
     """
-    limit = limit_of(size, inodes, ephemeral, reserve)
-    driver = settings.open_driver(make=True)
-    driver.create(name, parent, limit=limit)
-    over = f" over {parent}" if parent else ""
-    settings.say(f"created {name}{over}, limit {limit_text(limit)}")
-    settings.show(summary(driver, name))
+    limit = limit_of(None if size == _NONE else size, inodes, ephemeral, reserve)
+    with settings.open_store(make=True) as store:
+        info = store.create(name, parent, limit=limit, unlimited=size == _NONE, labels=labels)
+        over = f" over {parent}" if parent else ""
+        settings.say(f"created {name}{over}, limit {limit_text(store.limit(name))}")
+        settings.show(summary(store, info))
 
 
 def limit_of(size: int | None, inodes: int | None, ephemeral: bool, reserve: bool) -> Limit | None:

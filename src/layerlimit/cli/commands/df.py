@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from layerlimit.cli.describe import limit_entry
+from layerlimit.cli.describe import capacity_entry, capacity_text, limit_entry
 from layerlimit.cli.options import ANY_NAMES, Command
-from layerlimit.cli.output import columns
+from layerlimit.cli.output import columns, pairs, printable
 from layerlimit.cli.settings import Settings
-from layerlimit.driver import Driver
 from layerlimit.errors import Error, NotFound
 from layerlimit.limit import format_size
+from layerlimit.store import Capacity, Store
 
 _HEADER = ("NAME", "LIMIT", "USED", "AVAIL", "USE%", "INODES", "IUSED", "IUSE%")
 _NUMBERS = tuple(range(1, len(_HEADER)))
@@ -20,36 +20,56 @@ _NUMBERS = tuple(range(1, len(_HEADER)))
 
 @click.command("df", cls=Command, short_help="Show how much of their limits layers use.")
 @ANY_NAMES
+@click.option("--host", is_flag=True, help="Show the disk instead: its space, and what limits promise of it.")
 @click.pass_obj
-def command(settings: Settings, names: tuple[str, ...]) -> None:
+def command(settings: Settings, names: tuple[str, ...], host: bool) -> None:
     """Show limit and use of the layers NAME, or of all that have a limit.
 
     A layer without one is measured by a walk through its files, and only when it is named.
     """
+    if host:
+        with settings.open_store() as store:
+            capacity = store.capacity()
+        settings.show(capacity_entry(capacity), *_host(capacity))
+        return
     if not names and not settings.has_layers():
         settings.say(f"there are no layers in {settings.root}")
         settings.show_all([], lambda: columns(_HEADER, []))
         return
-    driver = settings.open_driver()
-    entries = [_entry(driver, name) for name in names] if names else _limited(driver, settings)
+    with settings.open_store() as store:
+        entries = [_entry(store, name) for name in names] if names else _limited(store, settings)
+        if not names:
+            settings.say(capacity_text(store.capacity()))
     settings.show_all(entries, lambda: columns(_HEADER, map(_row, entries), right=_NUMBERS))
 
 
-def _limited(driver: Driver, settings: Settings) -> list[dict[str, Any]]:
+def _host(capacity: Capacity) -> list[str]:
+    return pairs(
+        [
+            ("Size", format_size(capacity.size)),
+            ("Free", f"{format_size(capacity.free)}{': too little for new layers' if capacity.full else ''}"),
+            ("Floor", format_size(capacity.floor)),
+            ("Promised", format_size(capacity.promised)),
+            ("Admissible", f"{format_size(capacity.admissible)}, overcommit {capacity.overcommit:g}"),
+        ]
+    )
+
+
+def _limited(store: Store, settings: Settings) -> list[dict[str, Any]]:
     found = []
-    for id in driver.ids():
+    for info in store.ls():
         try:
-            if driver.limit(id) is not None:
-                found.append(_entry(driver, id))
+            if store.limit_of(info) is not None:
+                found.append(_entry(store, info.name))
         except NotFound:
             continue  # removed meanwhile
         except Error as error:
-            settings.say(f"{id} cannot be measured: {error}")
+            settings.say(f"{info.name} cannot be measured: {error}")
     return found
 
 
-def _entry(driver: Driver, name: str) -> dict[str, Any]:
-    limit, usage = driver.limit(name), driver.usage(name)
+def _entry(store: Store, name: str) -> dict[str, Any]:
+    limit, usage = store.limit(name), store.usage(name)
     return {
         "name": name,
         "limit": limit_entry(limit),
@@ -59,11 +79,11 @@ def _entry(driver: Driver, name: str) -> dict[str, Any]:
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    limit, used = entry["limit"], entry["used"]
+    name, limit, used = printable(entry["name"]), entry["limit"], entry["used"]
     if limit is None:
-        return entry["name"], "none", format_size(used["bytes"]), "-", "-", "-", str(used["inodes"]), "-"
+        return name, "none", format_size(used["bytes"]), "-", "-", "-", str(used["inodes"]), "-"
     return (
-        entry["name"],
+        name,
         format_size(limit["bytes"]),
         format_size(used["bytes"]),
         format_size(entry["available"]["bytes"]),

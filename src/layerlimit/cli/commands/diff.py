@@ -34,7 +34,7 @@ def command(settings: Settings, name: str, output: str) -> None:
             hint="redirect stdout, or give --output FILE",
             code="stdout.terminal",
         )
-    with settings.open_driver().diff(name) as stream:
+    with settings.open_store() as store, store.diff(name) as stream:
         if output == "-":
             copy_to_stdout(stream)
             return

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from layerlimit import __version__
-from layerlimit.cli.describe import LIFTED_BY
+from layerlimit.cli.describe import LIFTED_BY, capacity_entry, capacity_text
 from layerlimit.cli.diagnosis import Finding, Proof, scratch, try_limit, try_union
 from layerlimit.cli.options import Command
 from layerlimit.cli.output import pairs, printable
@@ -21,6 +21,7 @@ from layerlimit.limit import LIMITERS, format_size
 from layerlimit.limit.ext4 import program
 from layerlimit.linux import capabilities
 from layerlimit.linux.statfs import statfs
+from layerlimit.store import Capacity
 from layerlimit.union import MECHANISMS
 
 # What each is needed for (capabilities(7)).
@@ -40,7 +41,7 @@ _EXIT_NOTHING_WORKS: Final = NotSupported.exit_code
 @click.command("doctor", cls=Command, short_help="Say what works on this machine, by trying it.")
 @click.pass_obj
 def command(settings: Settings) -> int:
-    """Say for each union and limiter whether it works here, and why not.
+    """Say for each union and limiter whether it works here, and why not; and what limits promise of the disk.
 
     Each is tried in a scratch directory on the disk of the root: unions are mounted, limits are written past
     and grown. The exit code is 0 when at least one limit holds, else 7.
@@ -49,9 +50,24 @@ def command(settings: Settings) -> int:
     with scratch(settings.root) as where:
         unions = [try_union(name, where) for name in MECHANISMS]
         limiters = [_limiter(name, unions, where) for name in LIMITERS]
+    capacity, trouble = _capacity(settings)
     report = {**_machine(settings.root), "unions": [_union(each) for each in unions], "limiters": limiters}
-    settings.show(report, *_lines(report))
+    report["root"]["capacity"] = capacity_entry(capacity) if capacity else None
+    report["root"]["trouble"] = trouble
+    told = f"unknown: {trouble}" if trouble else capacity_text(capacity) if capacity else "no layers yet"
+    settings.show(report, *_lines(report, told))
     return 0 if any(entry["works"] for entry in limiters) else _EXIT_NOTHING_WORKS
+
+
+def _capacity(settings: Settings) -> tuple[Capacity | None, str]:
+    """What the store promises, if there is one; or why that cannot be told."""
+    if not (settings.root / "store.db").exists():
+        return None, ""
+    try:
+        with settings.open_store() as store:
+            return store.capacity(), ""
+    except Error as error:
+        return None, str(error)
 
 
 def _machine(root: Path) -> dict[str, Any]:
@@ -133,7 +149,7 @@ def _proof(proof: Proof) -> dict[str, Any]:
     }
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def _lines(report: dict[str, Any], capacity: str) -> list[str]:
     root, tools, held = report["root"], report["e2fsprogs"], report["capabilities"]
     missing = [f"{name} {_CAPABILITIES[name][1]}" for name, has in held.items() if not has]
     exists = "" if root["exists"] else ", not made yet"
@@ -142,6 +158,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         ("layerlimit", report["version"]),
         ("kernel", f"{report['kernel']} on {report['architecture']}"),
         ("root", f"{printable(root['path'])} on {root['file_system']}, {free} free{exists}"),
+        ("capacity", capacity),
         ("e2fsprogs", ", ".join(f"{name} {version or 'missing'}" for name, version in tools.items())),
         ("capabilities", f"missing: {', '.join(missing)}" if missing else "all that are needed"),
     ]

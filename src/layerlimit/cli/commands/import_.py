@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from layerlimit.archive import Applied
 from layerlimit.archive.image import Image
 from layerlimit.cli.commands.create import limit_of
-from layerlimit.cli.options import INODES, NAME, Command
+from layerlimit.cli.options import INODES, LABELS, NAME, Command
 from layerlimit.cli.settings import Settings
 from layerlimit.cli.source import open_tar, stdin
-from layerlimit.driver import Driver
 from layerlimit.errors import InvalidArgument
 from layerlimit.limit import format_size, parse_size
 
@@ -32,9 +28,12 @@ _DOCKER = "docker-archive:"
     "-l", "--limit", "size", type=parse_size, metavar="SIZE", help="How many bytes the base may use."
 )
 @click.option("--inodes", type=INODES, help="How many files and directories it may have.")
+@LABELS
 @click.pass_obj
-def command(settings: Settings, name: str, source: str, size: int | None, inodes: int | None) -> None:
-    """Make the base NAME from SOURCE, which is one of
+def command(
+    settings: Settings, name: str, source: str, size: int | None, inodes: int | None, labels: dict[str, str]
+) -> None:
+    """Make the committed base NAME from SOURCE, which is one of
 
     \b
       FILE                         a tar of a root filesystem, plain or compressed
@@ -45,37 +44,25 @@ def command(settings: Settings, name: str, source: str, size: int | None, inodes
     The base is there with all that SOURCE has, or not at all.
     """
     limit = limit_of(size, inodes, ephemeral=False, reserve=False)
+    applied: list[Applied] = []
     with ExitStack() as opened:
-        image: Image | None = None
-        stream: BinaryIO | None = None
-        if source.startswith(_OCI):
-            image = opened.enter_context(_oci(source.removeprefix(_OCI)))
-        elif source.startswith(_DOCKER):
-            image = opened.enter_context(_docker(source.removeprefix(_DOCKER)))
+        if source.startswith((_OCI, _DOCKER)):
+            kind = _oci if source.startswith(_OCI) else _docker
+            image = opened.enter_context(kind(source.partition(":")[2]))
+
+            def told(done: Applied) -> None:
+                applied.append(done)
+                layer, count = image.layers[len(applied) - 1], len(image.layers)
+                what = f"{layer.digest or layer.diff_id}, {format_size(layer.size)}"
+                settings.say(f"layer {len(applied)} of {count}: {what}")
+
+            store = opened.enter_context(settings.open_store(make=True))
+            store.import_image(name, image, limit=limit, labels=labels, told=told)
         else:
             stream = opened.enter_context(open_tar(source))
-        driver = settings.open_driver(make=True)
-        with ExitStack() as undo:
-            with _signals_held():
-                driver.create(name, limit=limit)
-                undo.callback(driver.remove, name)
-            if image is not None:
-                applied = _apply_layers(settings, driver, name, image)
-            else:
-                assert stream is not None
-                applied = [driver.apply(name, stream, flat=True)]
-            undo.pop_all()
+            store = opened.enter_context(settings.open_store(make=True))
+            store.import_tar(name, stream, limit=limit, labels=labels, told=applied.append)
     _tell(settings, name, applied)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Whoever interrupts the block does so at its end: then it is known whose the base is."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _oci(place: str) -> Image:
@@ -107,23 +94,6 @@ def _split(place: str, is_there: Any) -> tuple[Path, str]:
         more, colon, tail = tail.partition(":")
         head = f"{head}:{more}"
     return Path(place), ""
-
-
-def _apply_layers(settings: Settings, driver: Driver, name: str, image: Image) -> list[Applied]:
-    applied = []
-    for number, layer in enumerate(image.layers, 1):
-        size = format_size(layer.size)
-        settings.say(f"layer {number} of {len(image.layers)}: {layer.digest or layer.diff_id}, {size}")
-        with image.open(layer) as stream:
-            done = driver.apply(name, stream, flat=True)  # type: ignore[arg-type]
-        if done.diff_id != layer.diff_id:
-            raise InvalidArgument(
-                f"layer {number} of the image is damaged: its diff ID is {done.diff_id}, not {layer.diff_id}",
-                hint="fetch or save the image again",
-                code="image.digest",
-            )
-        applied.append(done)
-    return applied
 
 
 def _tell(settings: Settings, name: str, applied: list[Applied]) -> None:

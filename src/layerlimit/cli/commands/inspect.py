@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from layerlimit.cli.describe import children_of_all, details
+from layerlimit.cli.describe import details
 from layerlimit.cli.options import NAMES, Command
 from layerlimit.cli.output import pairs, printable
 from layerlimit.cli.settings import Settings
@@ -18,9 +18,8 @@ from layerlimit.limit import format_size
 @click.pass_obj
 def command(settings: Settings, names: tuple[str, ...]) -> None:
     """Show all about layers: parents, limit, what enforces it and what can lift it, use, who holds it."""
-    driver = settings.open_driver()
-    children = children_of_all(driver)
-    entries = [details(driver, name, children) for name in names]
+    with settings.open_store() as store:
+        entries = [details(store, name) for name in names]
 
     def table() -> list[str]:
         blocks = [pairs(_rows(entry)) for entry in entries]
@@ -32,13 +31,16 @@ def command(settings: Settings, names: tuple[str, ...]) -> None:
 def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
     limit, usage, limiter = entry["limit"], entry["usage"], entry["limiter"]
     rows = [
-        ("Name", entry["name"]),
-        ("Parents", ", ".join(entry["chain"]) or "none: this is a base"),
-        ("Children", ", ".join(entry["children"]) or "none"),
+        ("Name", printable(entry["name"])),
+        ("Kind", entry["kind"] + ("" if entry["durable"] else ", committed without a sync")),
+        ("Parents", ", ".join(map(printable, entry["chain"])) or "none: this is a base"),
+        ("Children", ", ".join(map(printable, entry["children"])) or "none"),
+        ("Created", entry["created"]),
         ("Mounted", ", ".join(map(printable, entry["paths"])) or ("yes" if entry["mounted"] else "no")),
         ("Held by", f"mounts: {entry['holds']}, processes: {entry['processes']}"),
         ("Health", ": ".join(filter(None, (entry["health"]["state"], entry["health"]["why"])))),
     ]
+    rows += [("Label", printable(f"{key}={value}")) for key, value in entry["labels"].items()]
     if entry["recovered"]:
         rows.append(("Recovered", f"{', '.join(map(printable, entry['recovered']))} in lost+found"))
     if limit is None:

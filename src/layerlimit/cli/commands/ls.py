@@ -2,48 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from layerlimit.cli.describe import summary
 from layerlimit.cli.options import Command
-from layerlimit.cli.output import columns
+from layerlimit.cli.output import columns, printable
 from layerlimit.cli.settings import Settings
 from layerlimit.limit import format_size
 
+_HEADER = ("NAME", "KIND", "PARENT", "LIMIT", "MOUNTED")
+
 
 @click.command("ls", cls=Command, short_help="List the layers.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="FILTER", help="Only those that match it.")
 @click.pass_obj
-def command(settings: Settings) -> None:
-    """List the layers: name, parent, limit, and whether each is mounted."""
+def command(settings: Settings, filters: tuple[str, ...]) -> None:
+    """List the layers: name, kind, parent, limit, and whether each is mounted.
+
+    \b
+    A FILTER is one of containerd's; given several times, one must match:
+      kind==active,parent==debian         both
+      name~=/^job-/                       a regular expression
+      labels."team"==web                  a label
+    """
     if not settings.has_layers():
         settings.say(f"there are no layers in {settings.root}")
         settings.show_all([], lambda: [] if settings.quiet else columns(_HEADER, []))
         return
-    driver = settings.open_driver()
-    entries = [summary(driver, id) for id in driver.ids()]
+    with settings.open_store() as store:
+        entries = [summary(store, info) for info in store.ls(*filters)]
     for entry in entries:
         if "error" in entry:
             settings.say(f"{entry['name']} is damaged: {entry['error']['message']}")
 
     def table() -> list[str]:
         if settings.quiet:
-            return [entry["name"] for entry in entries]
-        rows = [
-            (
-                entry["name"],
-                entry["parent"] or "-",
-                "damaged"
-                if "error" in entry
-                else format_size(entry["limit"]["bytes"])
-                if entry["limit"]
-                else "none",
-                "yes" if entry["mounted"] else "no",
-            )
-            for entry in entries
-        ]
-        return list(columns(_HEADER, rows))
+            return [printable(entry["name"]) for entry in entries]
+        return list(columns(_HEADER, map(_row, entries)))
 
     settings.show_all(entries, table)
 
 
-_HEADER = ("NAME", "PARENT", "LIMIT", "MOUNTED")
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    limit = format_size(entry["limit"]["bytes"]) if entry["limit"] else "none"
+    return (
+        printable(entry["name"]),
+        entry["kind"],
+        printable(entry["parent"] or "-"),
+        "damaged" if "error" in entry else limit,
+        "yes" if entry["mounted"] else "no",
+    )

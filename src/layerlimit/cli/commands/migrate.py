@@ -24,13 +24,17 @@ from layerlimit.cli.settings import Settings, require_root
 def command(settings: Settings, directory: Path, dry_run: bool, owner_shift: int) -> None:
     """Convert the AUFS layers that the Go driver left in DIR, in place, for overlay.
 
-    Interrupted, it goes on when it is run again. The lines of /etc/fstab that are to be deleted are printed
+    Each layer gets its id as its name, and is committed if it has children. Interrupted, it goes on when it
+    is run again. The lines of /etc/fstab that are to be deleted are printed
     on stdout; the file is not touched.
     """
     from layerlimit.driver import adopt
+    from layerlimit.store import Store
 
     require_root()
     done = adopt(directory, dry_run=dry_run, owner_shift=owner_shift)
+    if not dry_run:
+        Store(directory).close()  # the first one names the layers
     verb = "would convert" if dry_run else "converted"
     markers = f", {done.markers} whiteouts and opaque marks" if done.markers else ""
     settings.say(f"{verb} {len(done.layers)} layers, {len(done.limited)} of them limited{markers}")

@@ -18,6 +18,9 @@ def command(settings: Settings, name: str, read_only: bool) -> None:
     """Mount the layer NAME and print the path.
 
     Each mount needs one umount; the last one unmounts. Mounts outlive this command and end with the boot.
+    Committed layers and views are always mounted read-only.
     """
-    path = settings.open_driver().get(name, read_only=read_only)
+    with settings.open_store() as store:
+        read_only = read_only or not store.stat(name).writable
+        path = store.mount(name, read_only=read_only)
     settings.show({"name": name, "path": str(path), "read_only": read_only}, str(path))

@@ -20,7 +20,7 @@ def command(settings: Settings, name: str, size: int, inodes: int | None) -> Non
 
     Growing a mounted layer needs CAP_SYS_RESOURCE; without it, unmount the layer first. A limit only grows.
     """
-    driver = settings.open_driver()
-    driver.resize(name, Limit(size, inodes))
-    settings.say(f"{name} has a limit of {limit_text(driver.limit(name))} now")
-    settings.show(summary(driver, name))
+    with settings.open_store() as store:
+        store.resize(name, Limit(size, inodes))
+        settings.say(f"{name} has a limit of {limit_text(store.limit(name))} now")
+        settings.show(summary(store, store.stat(name)))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import click
 
-from layerlimit.cli.describe import chain
 from layerlimit.cli.failure import report
 from layerlimit.cli.options import NAMES, Command
 from layerlimit.cli.settings import Settings
-from layerlimit.driver import Driver
-from layerlimit.errors import Busy, Error, NotFound
+from layerlimit.errors import Error, NotFound
+from layerlimit.store import Store
 
 
 @click.command("rm", cls=Command, short_help="Remove layers.")
@@ -26,48 +25,27 @@ def command(settings: Settings, names: tuple[str, ...], force: bool) -> int:
     """
     if force and not settings.has_layers():
         return 0
-    driver = settings.open_driver()
     code = 0
     removed = []
-    for name in sorted(dict.fromkeys(names), key=lambda name: -_depth(driver, name)):
-        try:
-            _remove(driver, name, force=force)
-            removed.append(name)
-        except NotFound as error:
-            if not force:
-                code = code or report(error, settings)
-        except Error as error:
-            code = code or error.exit_code
-            report(error, settings)
+    with settings.open_store() as store:
+        for name in sorted(dict.fromkeys(names), key=lambda name: -_depth(store, name)):
+            try:
+                store.rm(name, force=force)
+                removed.append(name)
+            except NotFound as error:
+                if not force:
+                    code = code or report(error, settings)
+            except Error as error:
+                code = code or error.exit_code
+                report(error, settings)
+        for note in store.gc():
+            settings.say(note)
     settings.show({"removed": removed})
     return code
 
 
-def _depth(driver: Driver, name: str) -> int:
+def _depth(store: Store, name: str) -> int:
     try:
-        return len(chain(driver, name))
+        return len(store.chain(name))
     except Error:
         return 0  # the removal says what is wrong
-
-
-def _remove(driver: Driver, name: str, *, force: bool) -> None:
-    if not force:
-        holds = driver.state(name).holds if _is_readable(driver, name) else 0
-        if holds:
-            raise Busy(
-                f"layer {name} is mounted",
-                hint=f"undo it with 'layerlimit umount {name}', or use --force",
-                code="layer.held",
-            )
-    driver.remove(name)
-
-
-def _is_readable(driver: Driver, name: str) -> bool:
-    """Whether its record can be read: a damaged layer has no state, but can be removed."""
-    try:
-        driver.limit(name)
-    except NotFound:
-        raise
-    except Error:
-        return False
-    return True

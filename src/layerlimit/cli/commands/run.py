@@ -46,7 +46,9 @@ class _Run(Command):
 @click.option("-e", "--env", multiple=True, metavar="KEY[=VALUE]", help="Set a variable, or pass it on.")
 @click.option("-w", "--workdir", default="/", metavar="DIR", help="Where the command starts.  [default: /]")
 @click.option("--hostname", default="", help="Without, the host's.")
-@click.option("--read-only", is_flag=True, help="The command cannot write to the layer.")
+@click.option(
+    "--read-only", is_flag=True, help="The command cannot write; it never can to a committed layer."
+)
 @click.pass_obj
 def command(
     settings: Settings,
@@ -67,10 +69,12 @@ def command(
     from layerlimit import sandbox
 
     try:
-        with settings.open_driver().mounted(name, read_only=read_only) as root:
-            return sandbox.run(
-                root, words, env=env, user=user, workdir=workdir, hostname=hostname, read_only=read_only
-            )
+        with settings.open_store() as store:
+            read_only = read_only or not store.stat(name).writable
+            with store.mounted(name, read_only=read_only) as root:
+                return sandbox.run(
+                    root, words, env=env, user=user, workdir=workdir, hostname=hostname, read_only=read_only
+                )
     except Error as error:
         report(error, settings)
         return RUN_FAILED

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from layerlimit.cli.describe import limit_text, parents
+from layerlimit.cli.describe import limit_text
 from layerlimit.cli.options import Command
+from layerlimit.cli.output import printable
 from layerlimit.cli.settings import Settings
-from layerlimit.driver import Driver
 from layerlimit.errors import Error
+from layerlimit.store import Info, Store
 
 
 @click.command("tree", cls=Command, short_help="Show which layer stands on which.")
@@ -25,24 +26,35 @@ def command(settings: Settings) -> None:
         settings.say(f"there are no layers in {settings.root}")
         settings.show_all([], list)
         return
-    driver = settings.open_driver()
-    found = list(_walk(parents(driver)))
-    entries = [{"name": id, "parent": parent or None, "depth": len(lasts)} for id, parent, lasts in found]
+    with settings.open_store() as store:
+        infos = {info.name: info for info in store.ls()}
+        found = list(_walk(infos))
+        notes = {name: _note(store, info) for name, info in infos.items()}
+    entries = [
+        {
+            "name": name,
+            "kind": str(infos[name].kind),
+            "parent": infos[name].parent or None,
+            "depth": len(lasts),
+        }
+        for name, lasts in found
+    ]
     settings.show_all(
-        entries, lambda: [f"{_branch(lasts)}{id}  {_note(driver, id)}".rstrip() for id, _, lasts in found]
+        entries,
+        lambda: [f"{_branch(lasts)}{printable(name)}  {notes[name]}".rstrip() for name, lasts in found],
     )
 
 
-def _walk(parent_of: dict[str, str]) -> Iterator[tuple[str, str, tuple[bool, ...]]]:
+def _walk(infos: dict[str, Info]) -> Iterator[tuple[str, tuple[bool, ...]]]:
     """Each layer before its children, with, for every level, whether it is the last child there."""
     children: dict[str, list[str]] = {}
-    for id, parent in sorted(parent_of.items()):
-        children.setdefault(parent if parent in parent_of else "", []).append(id)
-    stack: list[tuple[str, tuple[bool, ...]]] = [(id, ()) for id in reversed(children.get("", []))]
+    for name, info in infos.items():
+        children.setdefault(info.parent, []).append(name)
+    stack: list[tuple[str, tuple[bool, ...]]] = [(name, ()) for name in reversed(children.get("", []))]
     while stack:
-        id, lasts = stack.pop()
-        yield id, parent_of[id], lasts
-        below: list[Any] = children.get(id, [])
+        name, lasts = stack.pop()
+        yield name, lasts
+        below: list[Any] = children.get(name, [])
         stack += [(child, (*lasts, child == below[-1])) for child in reversed(below)]
 
 
@@ -52,9 +64,9 @@ def _branch(lasts: tuple[bool, ...]) -> str:
     return "".join("   " if last else "│  " for last in lasts[:-1]) + ("└─ " if lasts[-1] else "├─ ")
 
 
-def _note(driver: Driver, id: str) -> str:
+def _note(store: Store, info: Info) -> str:
     try:
-        limit = driver.limit(id)
+        limit = store.limit_of(info)
     except Error as error:
         return f"damaged: {error.message}"
     return "" if limit is None else limit_text(limit)

@@ -17,11 +17,11 @@ def command(settings: Settings, name: str, read_only: bool) -> None:
 
     A layer that is not mounted is left as it is.
     """
-    driver = settings.open_driver()
-    if not driver.state(name).mounted:
-        settings.say(f"{name} is not mounted")
-    driver.put(name, read_only=read_only)
-    after = driver.state(name)
+    with settings.open_store() as store:
+        if not store.state(name).mounted:
+            settings.say(f"{name} is not mounted")
+        store.umount(name, read_only=read_only)
+        after = store.state(name)
     if after.mounted:
         settings.say(f"{name} is still mounted (mounts: {after.holds}, processes: {after.processes})")
     settings.show(
