@@ -71,18 +71,27 @@ _MIGRATIONS = (
     """,
 )
 _WAIT_SECONDS = 30.0
+DAMAGED = "store.corrupt"  # the code of the error that a rebuild cures
 
 
 class Database:
-    """Connections to one ``store.db``, one for each thread; safe for threads and processes."""
+    """Connections to one ``store.db``, one for each thread; safe for threads and processes.
 
-    def __init__(self, path: Path) -> None:
+    It is made if it is not there. One that ``exists`` must have content: an empty file is Corrupt, since
+    taking it for a new database would make orphans of all layers.
+    """
+
+    def __init__(self, path: Path, *, exists: bool = False) -> None:
         self.path = path
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        with self._typed():
-            self._migrate(self.connection())
+        try:
+            with self._typed():
+                self._migrate(self.connection(), exists)
+        except BaseException:
+            self.close()
+            raise
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection."""
@@ -104,8 +113,10 @@ class Database:
                 self._all.append(found)
         return found
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
+    def _migrate(self, connection: sqlite3.Connection, exists: bool) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if exists and version == 0:
+            raise _damaged(f"{self.path} is empty")
         if version > len(_MIGRATIONS):
             raise NotSupported(
                 f"{self.path} has schema {version}, newer than the {len(_MIGRATIONS)} known here",
@@ -160,11 +171,7 @@ class Database:
             if name == "SQLITE_FULL":
                 raise OutOfSpace(f"{self.path} cannot grow: the disk is full", code="store.full") from error
             if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-                raise Corrupt(
-                    f"{self.path} is damaged: {error}",
-                    hint="run 'layerlimit check --repair', which keeps it in lost/ and rebuilds it",
-                    code="store.corrupt",
-                ) from error
+                raise _damaged(f"{self.path} is damaged: {error}") from error
             raise Error(f"{self.path}: {error}", code="store.database") from error
 
     def close(self) -> None:
@@ -174,6 +181,11 @@ class Database:
                 connection.close()
             self._all.clear()
         self._local = threading.local()
+
+
+def _damaged(message: str) -> Corrupt:
+    hint = "run 'layerlimit check --repair', which keeps it in lost/ and rebuilds it"
+    return Corrupt(message, hint=hint, code=DAMAGED)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from layerlimit.store.database import Database
 from layerlimit.store.entry import Kind
 
 NAMESPACE = "default"
-MISSING, DAMAGED = "store.missing", "store.corrupt"  # the codes of errors that a rebuild cures
+MISSING = "store.missing"  # the code of the error that a rebuild cures
 
 
 def open_database(driver: Driver) -> Database:
@@ -35,7 +35,7 @@ def open_database(driver: Driver) -> Database:
             hint="restore it, or run 'layerlimit check --repair', which rebuilds it from the layers",
             code=MISSING,
         )
-    database = Database(path)
+    database = Database(path, exists=found.store)
     if not found.store:
         take_in(driver, database)
         mark(driver.root, found)

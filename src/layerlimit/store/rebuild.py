@@ -20,8 +20,8 @@ from layerlimit.driver.layout import read_format
 from layerlimit.errors import Corrupt, from_os_error
 from layerlimit.linux import files
 from layerlimit.store.check import Finding
-from layerlimit.store.database import Database
-from layerlimit.store.opening import DAMAGED, MISSING, mark, take_in
+from layerlimit.store.database import DAMAGED, Database
+from layerlimit.store.opening import MISSING, mark, take_in
 from layerlimit.store.store import Store
 
 _FILES = ("store.db", "store.db-wal", "store.db-shm")
