@@ -107,8 +107,14 @@ def _play(directory: Path, rootfs: Path) -> None:
         stage.layerlimit("diff", "web", "--output", str(directory / "web.tar"))
         stage.run("tar", "--list", "--verbose", "--file", str(directory / "web.tar"))
 
+        stage.title("Frozen under a new name, it is the base of others")
+        stage.layerlimit("commit", "web", "web:2")
+        stage.layerlimit("create", "test", "--parent", "web:2", "--limit", "64MiB")
+        stage.layerlimit("ls")
+        stage.layerlimit("check")
+
         stage.title("Nothing stays behind")
-        stage.layerlimit("rm", "web", "debian")
+        stage.layerlimit("rm", "test", "web:2", "debian")
         stage.layerlimit("ls")
         left = [entry.mount_point for entry in mountinfo.below(directory, mountinfo.read())]
         if left:
@@ -247,7 +253,7 @@ def _clear(directory: Path) -> None:
     if (root / "layers").exists():
         driver = Driver(root)
         driver.cleanup()
-        for id in sorted(driver.ids(), key=lambda id: not driver.parent(id)):  # children first
+        for id in sorted(driver.ids(), key=lambda id: -len(driver.chain(id))):  # children first
             driver.remove(id)
     if not list(mountinfo.below(directory, mountinfo.read())):
         shutil.rmtree(directory)

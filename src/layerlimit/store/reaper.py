@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from layerlimit.driver import Driver
 from layerlimit.driver.locks import Locks
@@ -20,15 +21,20 @@ from layerlimit.store.database import Database
 _ID = re.compile(r"s[a-z2-7]{8}")
 
 
+def store_locks(root: Path) -> Locks:
+    """The locks on the layers of a store: somebody works on what is locked."""
+    path = root / "store.lock"
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    return Locks(path)
+
+
 class Reaper:
     """Clean-up for one root; any number may run at once."""
 
     def __init__(self, driver: Driver, database: Database) -> None:
         self._driver = driver
         self._database = database
-        path = driver.root / "store.lock"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        self._locks = Locks(path)
+        self._locks = store_locks(driver.root)
 
     @contextlib.contextmanager
     def owned(self, id: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from layerlimit.linux import files
 from layerlimit.store.check import Finding
 from layerlimit.store.database import DAMAGED, Database
 from layerlimit.store.opening import MISSING, mark, take_in
+from layerlimit.store.reaper import store_locks
 from layerlimit.store.store import Store
 
 _FILES = ("store.db", "store.db-wal", "store.db-shm")
@@ -68,25 +69,29 @@ def rebuild(root: str | os.PathLike[str]) -> tuple[int, int]:
     kept their names, and how many were named by their ids.
     """
     driver = Driver(root)
-    new = driver.root / "store.db.new"
-    old = driver.root / "store.db"
     try:
-        for suffix in ("", "-wal", "-shm"):
-            new.with_name(new.name + suffix).unlink(missing_ok=True)
-        entries, labels = _read_what_is_left(old)
-        database = Database(new)
-        try:
-            kept = _restore(driver, database, entries, labels)
-            named = take_in(driver, database)
-        finally:
-            database.close()  # the last connection: what the WAL has is in the file now
-        for name in _FILES:
-            if (driver.root / name).exists():
-                driver.lose_path(driver.root / name)
-        os.rename(new, old)
-        files.sync_directory(driver.root)
+        with store_locks(driver.root).everything():  # what somebody is doing comes to its end first
+            return _rebuild(driver)
     except OSError as error:
-        raise from_os_error(error, f"rebuild {old}") from error
+        raise from_os_error(error, f"rebuild {driver.root / 'store.db'}") from error
+
+
+def _rebuild(driver: Driver) -> tuple[int, int]:
+    old, new = driver.root / "store.db", driver.root / "store.db.new"
+    for suffix in ("", "-wal", "-shm"):
+        new.with_name(new.name + suffix).unlink(missing_ok=True)
+    entries, labels = _read_what_is_left(old)
+    database = Database(new)
+    try:
+        kept = _restore(driver, database, entries, labels)
+        named = take_in(driver, database)
+    finally:
+        database.close()  # the last connection: what the WAL has is in the file now
+    for name in _FILES:
+        if (driver.root / name).exists():
+            driver.lose_path(driver.root / name)
+    os.rename(new, old)
+    files.sync_directory(driver.root)
     found = read_format(driver.root)
     if found is not None and not found.store:
         mark(driver.root, found)
