@@ -35,6 +35,7 @@ for call in (
     lambda: aufslimit.unmount("root"),
     lambda: aufslimit.Driver("root"),
     lambda: layerlimit.Driver("root"),
+    lambda: layerlimit.Store("root"),
     lambda: layerlimit.adopt("root"),
 ):
     refuses(call)

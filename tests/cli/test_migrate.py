@@ -40,6 +40,10 @@ def test_dry_run_and_conversion(cli: Cli, go_root: Path) -> None:
     assert cli.json("migrate", str(go_root), "--dry-run") == {**expected, "dry_run": True}
     assert (go_root / "diff/web/.wh.gone").exists()
     assert cli.json("migrate", str(go_root)) == {**expected, "dry_run": False}
+    assert [(entry["name"], entry["kind"]) for entry in cli.json("ls")] == [
+        ("base", "committed"),
+        ("web", "active"),
+    ]
     assert cli("changes", "web").lines == ["D /gone"]
     path = Path(cli("mount", "web").lines[0])
     assert [entry.name for entry in path.iterdir()] == ["kept"]
