@@ -50,7 +50,10 @@ class Settings:
             )
         from layerlimit.store import Store
 
-        return Store(self.root, namespace=self.namespace)
+        store = Store(self.root, namespace=self.namespace)
+        for note in store.opened:
+            self.say(note)
+        return store
 
     # -- output ------------------------------------------------------------------------------------
 

@@ -310,7 +310,9 @@ class Store:
         if above.kind is not Kind.COMMITTED:
             raise InvalidArgument(
                 f"layer {parent!r} is {above.kind} and cannot be a parent",
-                hint=f"freeze it first: 'layerlimit commit {parent} NEWNAME'",
+                hint=f"freeze it first: 'layerlimit commit {parent} NEWNAME'"
+                if above.writable
+                else "use the layer that it is a view of",
                 code="parent.not_committed",
             )
         return above.id

@@ -16,7 +16,7 @@ def command(settings: Settings) -> None:
     What cannot be deleted yet, and data that was moved to lost/, is said on stderr.
     """
     with settings.open_store() as store:
-        notes = [*store.opened, *store.gc()]
-    for note in notes:
-        settings.tell(note)
-    settings.show({"notes": notes})
+        notes = store.gc()
+        for note in notes:
+            settings.tell(note)
+        settings.show({"notes": [*store.opened, *notes]})
