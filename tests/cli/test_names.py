@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from layerlimit.driver import Driver
 from layerlimit.store import Store
 from tests import scratch
 from tests.archive.images import layer_tar
@@ -201,6 +202,7 @@ def test_an_import_killed_when_it_holds_data(cli: Cli) -> None:
     """After the first of two tars; what was applied is not the user's only copy and goes."""
     script = """
 import io, os, signal, sys
+from layerlimit.driver import Driver
 from layerlimit.store import Store
 from tests.archive.images import layer_tar
 with Store(sys.argv[1]) as store:
@@ -214,3 +216,16 @@ with Store(sys.argv[1]) as store:
     assert cli("check").out == b""
     assert os.listdir(cli.root / "diff") == []
     assert not (cli.root / "lost").exists()
+
+
+def test_what_an_opening_moved_out_of_the_way_is_told(cli: Cli) -> None:
+    """Files of a layer that has the form of a store's and no name: nobody knows what they are worth."""
+    cli("create", "web")
+    Driver(cli.root).create("saaaaaaaa")
+    (cli.root / "diff/saaaaaaaa/precious").write_text("x")
+    said = cli("ls")
+    assert len(said.lines) == 2
+    assert "it is kept in" in said.err
+    (kept,) = (cli.root / "lost").iterdir()
+    assert (kept / "diff/precious").read_text() == "x"
+    assert cli("ls").err == ""
