@@ -118,7 +118,8 @@ def test_inspect(cli: Cli, web: str) -> None:
     assert found["usage"]["bytes"] < MIB
     text = cli("inspect", web, "base").out.decode()
     assert "Limit:            32 MiB (33554432 bytes)" in text
-    assert "\n\nName:     base\nKind:     committed\n" in text
+    assert "\n\nName:            base\nKind:            committed\n" in text
+    assert f"Id of its files:  {cli.id(web)}\n" in text
     assert [entry["name"] for entry in cli.json("inspect", "base", web)] == ["base", web]
 
 

@@ -36,6 +36,7 @@ def _rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
         ("Parents", ", ".join(map(printable, entry["chain"])) or "none: this is a base"),
         ("Children", ", ".join(map(printable, entry["children"])) or "none"),
         ("Created", entry["created"]),
+        ("Id of its files", entry["id"]),
         ("Mounted", ", ".join(map(printable, entry["paths"])) or ("yes" if entry["mounted"] else "no")),
         ("Held by", f"mounts: {entry['holds']}, processes: {entry['processes']}"),
         ("Health", ": ".join(filter(None, (entry["health"]["state"], entry["health"]["why"])))),
