@@ -395,14 +395,13 @@ def test_22_archives_stay_in_their_layer(
     canary.write_text("alive")
     driver.create("base")
     (driver.get("base") / "link").symlink_to(tmp_path)
-    for number, entries in enumerate(
-        [
-            [("../../../../../../canary", b"dead")],
-            [("link", str(tmp_path)), ("link/canary", b"dead")],
-            [(str(canary), b"dead")],
-            [("link/.wh.canary", b"")],
-        ],
-    ):
+    attacks: list[list[tuple[str, str | bytes]]] = [
+        [("../../../../../../canary", b"dead")],
+        [("link", str(tmp_path)), ("link/canary", b"dead")],
+        [(str(canary), b"dead")],
+        [("link/.wh.canary", b"")],
+    ]
+    for number, entries in enumerate(attacks):
         id = f"child-{number}"
         driver.create(id, "base", limit=limit)
         raw = io.BytesIO()
@@ -422,7 +421,6 @@ def test_22_archives_stay_in_their_layer(
         except InvalidArgument:
             assert driver.changes(id) == []
         assert canary.read_text() == "alive"
-    assert not list(root.rglob("canary")) or canary.read_text() == "alive"
 
 
 def test_23_a_parent_cannot_be_removed(driver: Driver) -> None:

@@ -132,9 +132,12 @@ class Mounter:
                 self._attach(layer.id, layer.record, key, read_only=True)
             return Stack((self._directory(layer.id), *lowers))
         if layer.record is None:
+            upper = self._directory(layer.id)
             work = self._layout.work(layer.id)
+            if upper.is_symlink():  # migrated from another disk, where its work directory has to be as well
+                work = upper.resolve().parent / f".layerlimit-work-{layer.id}"
             work.mkdir(mode=0o711, exist_ok=True)
-            return Stack(lowers, self._directory(layer.id), work)
+            return Stack(lowers, upper, work)
         place = self._attach(layer.id, layer.record, "", read_only=False)
         return Stack(lowers, place.upper, place.work)
 
