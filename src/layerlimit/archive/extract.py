@@ -462,5 +462,5 @@ class Extractor:
 
 
 def _in_user_namespace() -> bool:
-    with open("/proc/self/uid_map", encoding="ascii") as uid_map:
-        return uid_map.read().split() != ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map", "rb") as uid_map:
+        return uid_map.read().split() != [b"0", b"0", b"4294967295"]

@@ -35,8 +35,8 @@ class Notes:
 
 def process_umask() -> int:
     """The umask of this process, read and not changed: threads share it."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("Umask:"):
+    for line in Path("/proc/self/status").read_bytes().splitlines():
+        if line.startswith(b"Umask:"):
             return int(line.split()[1], 8)
     return 0o777
 
