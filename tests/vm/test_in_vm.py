@@ -22,8 +22,11 @@ from tests.vm.machine import CHECKOUT, MachineError
 
 pytestmark = [pytest.mark.lane("vm"), pytest.mark.timeout(3600)]
 
+# Left to `make test-vm`, since they take minutes on an emulated processor.
+SLOW = ("42_layers", "image-500", "image-all")
+
 SELECTIONS = {
-    "short": ["--for-guest", "tests", "--ignore=tests/vm"],
+    "short": ["--for-guest", "-k", f"not ({' or '.join(SLOW)})", "tests", "--ignore=tests/vm"],
     "all": ["tests", "--ignore=tests/vm", "--ignore=tests/test_linters.py", "--ignore=tests/test_lanes.py"],
 }
 
