@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
@@ -26,7 +25,7 @@ from layerlimit.union import Overlay, Stack, aufs_options
 from layerlimit.union import Union as UnionProtocol
 from tests import scratch
 from tests.driver import goroot
-from tests.driver.filling import fill
+from tests.driver.filling import fill, fill_inodes
 
 pytestmark = pytest.mark.lane("root", "overlay", "loop")
 
@@ -184,11 +183,8 @@ def test_09_inodes_usage_resize_and_discard(driver: Driver, root: Path) -> None:
     )
     assert b"quota" not in options.stdout
     assert b"discard" in options.stdout
-    made = 0
-    with contextlib.suppress(OSError):
-        while made < 2000:
-            (path / str(made)).touch()
-            made += 1
+    made, error = fill_inodes(path, 2000)
+    assert error == errno.ENOSPC
     assert 500 <= made <= 1100
     assert driver.usage("limited").inodes >= 500
     for number in range(made):

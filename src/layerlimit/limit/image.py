@@ -446,12 +446,15 @@ class ImageLimiter:
         try:
             files.ext4_resize(place, target // old.frsize)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EROFS):
                 raise
             # The longer file stays: its end is a hole, and the next call uses it.
+            hint = "growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then"
+            if error.errno == errno.EROFS:
+                hint = "it is mounted read-only below its children; unmount them and resize it then"
             raise NotSupported(
                 f"layer {id} cannot grow while it is mounted: {error.strerror}",
-                hint="growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then",
+                hint=hint,
                 code="resize.online",
             ) from error
         if limit.inodes is not None:
