@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from layerlimit.linux.statfs import statfs
 KEEP = 32  # templates that stay cached; the longest unused ones go
 BALLAST = ".inodes"  # files that use up inodes beyond the limit, see fill_inodes
 _VERSION = 1
+_WAITS, _WAIT_SECONDS = 400, 0.005
 _TOLERANCE = 0.0095  # of the bytes asked; the promise is 1 %
 
 
@@ -63,6 +65,22 @@ def detached(image: Path, limit: Limit, *, block_size: int = ext4.BLOCK) -> Iter
         context.create()
         with context.mount() as mount:
             yield mount.fd
+    _wait_until_free(device.path, image)
+
+
+def _wait_until_free(device: Path, image: Path) -> None:
+    """Wait for the device to let go of the image, which only then is whole.
+
+    A process that another thread is just starting has copies of our descriptors until it runs its program.
+    """
+    for _ in range(_WAITS):
+        try:
+            backing = Path(f"/sys/block/{device.name}/loop/backing_file").read_bytes().rstrip(b"\n")
+        except OSError:
+            return
+        if backing != os.fsencode(image.resolve()):
+            return
+        time.sleep(_WAIT_SECONDS)
 
 
 def fill_inodes(root: int, inodes: int, per_group: int) -> None:
