@@ -36,7 +36,9 @@ from layerlimit.linux.openat2 import (
 
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_WITHIN = _BENEATH | RESOLVE_NO_XDEV
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_CHILD = _OPEN_DIRECTORY | os.O_NOFOLLOW
 _PROBE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _KEPT = 256  # directories kept open; far below the usual limit of 1024 descriptors
 _LINKS = 40  # links in one resolution, as in the kernel (MAXSYMLINKS)
@@ -219,11 +221,11 @@ class Tree:
 
     def made(self, path: bytes, directory: Directory, name: bytes) -> Directory:
         """Keep the directory ``name`` that was just made in ``directory``; ``path`` leads to it."""
-        fd = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory.fd)
+        fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
         made = Directory(
             fd, acl=directory.acl, setgid=not directory.exact, fresh=True, marked=False, tracked=self.tracked
         )
-        self.kept[path] = made
+        self._remember(path, made)
         if self.tracked:
             self._made.add(made.identity)
         return made
@@ -232,7 +234,7 @@ class Tree:
         """Keep the directory ``name`` that was found in ``directory``; ``path`` leads to it."""
         if path in self.kept:
             return self.kept[path]
-        fd = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory.fd)
+        fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
         return self._keep(path, fd, fresh=False)
 
     def wrote(self, directory: Directory, name: bytes) -> None:
@@ -266,7 +268,7 @@ class Tree:
         while pending:
             path = pending.pop()
             with ExitStack() as closing:
-                fd = openat2(directory.fd, path or b".", _OPEN_DIRECTORY, resolve=_BENEATH | RESOLVE_NO_XDEV)
+                fd = openat2(directory.fd, path or b".", _OPEN_DIRECTORY, resolve=_WITHIN)
                 closing.callback(os.close, fd)
                 status = os.fstat(fd)
                 identity = (status.st_dev, status.st_ino)
@@ -284,8 +286,13 @@ class Tree:
 
     def _keep(self, path: bytes, fd: int, *, fresh: bool) -> Directory:
         directory = self._describe(fd, fresh=fresh)
-        self.kept[path] = directory
+        self._remember(path, directory)
         return directory
+
+    def _remember(self, path: bytes, directory: Directory) -> None:
+        if path in self.kept:  # only if somebody else has removed it
+            self._retired.append(self.kept[path])
+        self.kept[path] = directory
 
     def _describe(self, fd: int, *, fresh: bool, top: bool = False) -> Directory:
         try:
@@ -311,13 +318,16 @@ class Tree:
         path = self._physical(directory.fd)
         if not path:
             return
-        with ExitStack() as closing:
-            fd = self.fd
+        fd = os.dup(self.fd)
+        try:
             for name in path.split(b"/"):
                 status = os.fstat(fd)
                 self._written.setdefault((status.st_dev, status.st_ino), set()).add(name)
-                fd = os.open(name, _PROBE | os.O_NOFOLLOW, dir_fd=fd)
-                closing.callback(os.close, fd)
+                inner = os.open(name, _PROBE | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+        finally:
+            os.close(fd)
 
     def _physical(self, fd: int) -> bytes | None:
         """The path below the root of an open directory; None if somebody moved it away."""
@@ -376,7 +386,7 @@ class Tree:
             # Only its owner may look inside until it has its own mode.
             os.mkdir(name, 0o700, dir_fd=fd)
             self.wrote(parent, name)
-            child = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            child = os.open(name, _OPEN_CHILD, dir_fd=fd)
             try:
                 status = os.fstat(child)
                 if self.tracked:
@@ -486,7 +496,7 @@ def remove_tree(parent: int, name: bytes) -> None:
     mount below is not entered (EXDEV, EBUSY).
     """
     try:
-        fd = openat2(parent, name, _OPEN_DIRECTORY | os.O_NOFOLLOW, resolve=_BENEATH | RESOLVE_NO_XDEV)
+        fd = openat2(parent, name, _OPEN_CHILD, resolve=_WITHIN)
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
@@ -499,9 +509,7 @@ def remove_tree(parent: int, name: bytes) -> None:
             if pending[-1]:
                 child = pending[-1].pop()
                 status = os.fstat(fd)
-                inner = openat2(
-                    fd, child, _OPEN_DIRECTORY | os.O_NOFOLLOW, resolve=_BENEATH | RESOLVE_NO_XDEV
-                )
+                inner = openat2(fd, child, _OPEN_CHILD, resolve=_WITHIN)
                 os.close(fd)
                 fd = inner
                 way.append((child, (status.st_dev, status.st_ino)))

@@ -190,6 +190,8 @@ class Extractor:
     def _checked(self, name: bytes) -> bytes:
         """``name`` cleaned and within the limits."""
         limits = self._limits
+        if name and len(name) <= self._short and name[0] > 47 and b"/." not in name and b"//" not in name:
+            return name.rstrip(b"/")  # as in run()
         path = clean(name)
         if len(path) > limits.path_bytes:
             raise invalid(f"the name {printable(path)} has {len(path)} bytes", code="archive.limit")
