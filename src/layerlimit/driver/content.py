@@ -22,7 +22,7 @@ from layerlimit.archive import Applied, Change, Form, Limits
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Locks
-from layerlimit.driver.mounting import VIEW, Mounter, layer_of
+from layerlimit.driver.mounting import STAGE, VIEW, Mounter, layer_of
 from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import delete_tree
 from layerlimit.errors import Busy, from_os_error
@@ -30,7 +30,6 @@ from layerlimit.limit import ImageLimiter
 from layerlimit.linux import files, xattr
 from layerlimit.union import Union
 
-_STAGE = "apply"
 
 
 class Content:
@@ -118,7 +117,30 @@ class Content:
                     work = self._layout.work(id)
                     work.mkdir(mode=0o711, exist_ok=True)
                 form = Form.FLAT if flat else self._form
-                return self._replace(layer, upper, work / _STAGE, stream, stack.lowers, form, limits)
+                return self._replace(layer, upper, work / STAGE, stream, stack.lowers, form, limits)
+
+    def filler(self, id: str, chain: tuple[str, ...]) -> Callable[[BinaryIO], Applied]:
+        """What applies a tar to a layer that does not exist yet, so that a crash leaves nothing of it.
+
+        A base has nothing below it that could be hidden: deletions are carried out.
+        """
+        upper = self._layout.diff(id)
+        owner = os.stat(upper)
+
+        def apply(tar: BinaryIO) -> Applied:
+            with ExitStack() as undo:
+                if chain:
+                    undo.enter_context(self._reading(chain[0], below=True))
+                return archive.apply(
+                    tar,
+                    upper,
+                    form=self._form if chain else Form.FLAT,
+                    lowers=[self._layout.diff(each) for each in chain],
+                    owner=(owner.st_uid, owner.st_gid),
+                    durable=True,
+                )
+
+        return apply
 
     def _users(self, id: str) -> list[str]:
         """The keys with holds that show the layer: its own, and those of layers above it."""

@@ -34,6 +34,7 @@ from layerlimit.limit import MIB, Health, ImageLimiter, Limit, Record, Usage
 from layerlimit.limit import limiter as make_limiter
 from layerlimit.linux import files
 from layerlimit.linux.statfs import statfs
+from layerlimit.linux.statx import is_mount_point
 from layerlimit.union import MECHANISMS, Mount, Union, make, probe
 
 
@@ -109,13 +110,26 @@ class Driver:
 
     # -- create and remove -------------------------------------------------------------------------
 
-    def create(self, id: str, parent: str = "", *, limit: Limit | None = None) -> None:
+    def create(
+        self,
+        id: str,
+        parent: str = "",
+        *,
+        limit: Limit | None = None,
+        fill: Callable[[Callable[[BinaryIO], Applied]], None] | None = None,
+    ) -> None:
         """Make the layer ``id`` over ``parent`` (a base when ``""``), writable up to ``limit``.
+
+        ``fill`` is called before the layer exists, with a function that applies one layer tar to it; what it
+        raises undoes everything. Of several tars each acts on those before it: a base of an image comes from
+        its layers, the lowest first. Only for a layer without a limit.
 
         On return the layer is durable; after a crash before that it is whole or not there. Raises
         AlreadyExists, NotFound (parent), InvalidArgument, OutOfSpace, NotSupported (limiter ``none``).
         """
         check_id(id)
+        if limit is not None and fill is not None:
+            raise InvalidArgument("a layer that is filled before it exists has no limit", code="create.fill")
         if limit is not None and self._limiter_name == "none":
             raise NotSupported(
                 f"layer {id} cannot have a limit: this driver was opened with limiter none",
@@ -134,7 +148,7 @@ class Driver:
                 chain = (parent, *self._parent_chain(parent))
             self._removal.clear_leftovers(id)
             try:
-                self._make(id, chain, limit)
+                self._make(id, chain, limit, fill)
             except BaseException:
                 if not self._records.exists(id):
                     self._removal.clear_leftovers(id)
@@ -146,7 +160,13 @@ class Driver:
         except NotFound as error:
             raise NotFound(f"there is no layer {parent} to be the parent", code="layer.not_found") from error
 
-    def _make(self, id: str, chain: tuple[str, ...], limit: Limit | None) -> None:
+    def _make(
+        self,
+        id: str,
+        chain: tuple[str, ...],
+        limit: Limit | None,
+        fill: Callable[[Callable[[BinaryIO], Applied]], None] | None,
+    ) -> None:
         """The steps of a creation. ``meta/<id>`` first: pieces with it but without a chain are half-made."""
         record = None
         try:
@@ -159,6 +179,8 @@ class Driver:
                 path.mkdir(mode=0o755)
                 path.chmod(0o755)
                 os.chown(path, *self.owner)
+            if fill is not None:
+                fill(self._content.filler(id, chain))
             files.sync_directory(self._layout.root / "diff")
             self._records.write_chain(id, chain)
         except OSError as error:
@@ -172,10 +194,11 @@ class Driver:
             )
         self.create(id, parent, limit=Limit(quota * MIB) if quota else None)
 
-    def remove(self, id: str) -> None:
-        """Unmount and remove the layer, whoever holds it persistently; NotFound when it is not there.
+    def remove(self, id: str, *, force: bool = True) -> None:
+        """Unmount and remove the layer; NotFound when it is not there.
 
-        Busy when it has children, a process hold lives, or the kernel says that it is in use; then the
+        Persistent holds end with it, unless ``force`` is False: then they make it Busy. Busy also when it
+        has children, a process hold lives, or the kernel says that it is in use; then the
         layer is kept. After a crash it is whole, or gone and swept at the next opening.
         """
         check_id(id)
@@ -193,6 +216,8 @@ class Driver:
                 raise Busy(
                     f"layer {id} is in use by a running process", hint="end it first", code="layer.held"
                 )
+            if not force and (self._mounter.count(id) or self._mounter.count(id + VIEW)):
+                raise Busy(f"layer {id} is mounted", hint="unmount it first", code="layer.held")
             self._mounter.take_down(layer, held)
             entry = self._removal.discard(id)
         self._removal.delete(entry)
@@ -313,6 +338,11 @@ class Driver:
     def ids(self) -> list[str]:
         """All layers, sorted."""
         return self._records.ids()
+
+    def is_mounted(self, id: str) -> bool:
+        """Whether the kernel shows a mount of the layer or of its view, at this moment; never waits."""
+        places = (self._layout.mnt(check_id(id)), self._layout.mnt(id + VIEW), self._layout.diff(id))
+        return any(map(is_mount_point, places))
 
     def parent(self, id: str) -> str:
         """The parent's id, ``""`` for a base; NotFound."""

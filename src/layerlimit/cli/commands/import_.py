@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,13 +11,11 @@ import click
 
 from layerlimit.archive import Applied
 from layerlimit.archive.image import Image
-from layerlimit.cli.commands.create import limit_of
-from layerlimit.cli.options import INODES, NAME, Command
+from layerlimit.cli.options import NAME, Command
 from layerlimit.cli.settings import Settings
 from layerlimit.cli.source import open_tar, stdin
-from layerlimit.driver import Driver
 from layerlimit.errors import InvalidArgument
-from layerlimit.limit import format_size, parse_size
+from layerlimit.limit import format_size
 
 _OCI = "oci:"
 _DOCKER = "docker-archive:"
@@ -28,12 +24,8 @@ _DOCKER = "docker-archive:"
 @click.command("import", cls=Command, short_help="Make a base from a tar or an image.")
 @NAME
 @click.argument("source", metavar="SOURCE")
-@click.option(
-    "-l", "--limit", "size", type=parse_size, metavar="SIZE", help="How many bytes the base may use."
-)
-@click.option("--inodes", type=INODES, help="How many files and directories it may have.")
 @click.pass_obj
-def command(settings: Settings, name: str, source: str, size: int | None, inodes: int | None) -> None:
+def command(settings: Settings, name: str, source: str) -> None:
     """Make the base NAME from SOURCE, which is one of
 
     \b
@@ -44,38 +36,20 @@ def command(settings: Settings, name: str, source: str, size: int | None, inodes
 
     The base is there with all that SOURCE has, or not at all.
     """
-    limit = limit_of(size, inodes, ephemeral=False, reserve=False)
+    applied: list[Applied] = []
     with ExitStack() as opened:
-        image: Image | None = None
-        stream: BinaryIO | None = None
         if source.startswith(_OCI):
-            image = opened.enter_context(_oci(source.removeprefix(_OCI)))
+            fill = _layers(settings, opened.enter_context(_oci(source.removeprefix(_OCI))), applied)
         elif source.startswith(_DOCKER):
-            image = opened.enter_context(_docker(source.removeprefix(_DOCKER)))
+            fill = _layers(settings, opened.enter_context(_docker(source.removeprefix(_DOCKER))), applied)
         else:
             stream = opened.enter_context(open_tar(source))
-        driver = settings.open_driver(make=True)
-        with ExitStack() as undo:
-            with _signals_held():
-                driver.create(name, limit=limit)
-                undo.callback(driver.remove, name)
-            if image is not None:
-                applied = _apply_layers(settings, driver, name, image)
-            else:
-                assert stream is not None
-                applied = [driver.apply(name, stream, flat=True)]
-            undo.pop_all()
+
+            def fill(apply: Callable[[BinaryIO], Applied]) -> None:
+                applied.append(apply(stream))
+
+        settings.open_driver(make=True).create(name, fill=fill)
     _tell(settings, name, applied)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Whoever interrupts the block does so at its end: then it is known whose the base is."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _oci(place: str) -> Image:
@@ -109,21 +83,26 @@ def _split(place: str, is_there: Any) -> tuple[Path, str]:
     return Path(place), ""
 
 
-def _apply_layers(settings: Settings, driver: Driver, name: str, image: Image) -> list[Applied]:
-    applied = []
-    for number, layer in enumerate(image.layers, 1):
-        size = format_size(layer.size)
-        settings.say(f"layer {number} of {len(image.layers)}: {layer.digest or layer.diff_id}, {size}")
-        with image.open(layer) as stream:
-            done = driver.apply(name, stream, flat=True)  # type: ignore[arg-type]
-        if done.diff_id != layer.diff_id:
-            raise InvalidArgument(
-                f"layer {number} of the image is damaged: its diff ID is {done.diff_id}, not {layer.diff_id}",
-                hint="fetch or save the image again",
-                code="image.digest",
-            )
-        applied.append(done)
-    return applied
+def _layers(
+    settings: Settings, image: Image, applied: list[Applied]
+) -> Callable[[Callable[[BinaryIO], Applied]], None]:
+    """What fills a base with the layers of an image, checked, and notes what each was."""
+
+    def fill(apply: Callable[[BinaryIO], Applied]) -> None:
+        for number, layer in enumerate(image.layers, 1):
+            size = format_size(layer.size)
+            settings.say(f"layer {number} of {len(image.layers)}: {layer.digest or layer.diff_id}, {size}")
+            with image.open(layer) as stream:
+                done = apply(stream)  # type: ignore[arg-type]
+            if done.diff_id != layer.diff_id:
+                raise InvalidArgument(
+                    f"layer {number} is damaged: its diff ID is {done.diff_id}, not {layer.diff_id}",
+                    hint="fetch or save the image again",
+                    code="image.digest",
+                )
+            applied.append(done)
+
+    return fill
 
 
 def _tell(settings: Settings, name: str, applied: list[Applied]) -> None:

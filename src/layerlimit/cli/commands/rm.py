@@ -9,7 +9,7 @@ from layerlimit.cli.failure import report
 from layerlimit.cli.options import NAMES, Command
 from layerlimit.cli.settings import Settings
 from layerlimit.driver import Driver
-from layerlimit.errors import Busy, Error, NotFound
+from layerlimit.errors import Error, NotFound
 
 
 @click.command("rm", cls=Command, short_help="Remove layers.")
@@ -31,7 +31,7 @@ def command(settings: Settings, names: tuple[str, ...], force: bool) -> int:
     removed = []
     for name in sorted(dict.fromkeys(names), key=lambda name: -_depth(driver, name)):
         try:
-            _remove(driver, name, force=force)
+            driver.remove(name, force=force)
             removed.append(name)
         except NotFound as error:
             if not force:
@@ -48,26 +48,3 @@ def _depth(driver: Driver, name: str) -> int:
         return len(chain(driver, name))
     except Error:
         return 0  # the removal says what is wrong
-
-
-def _remove(driver: Driver, name: str, *, force: bool) -> None:
-    if not force:
-        holds = driver.state(name).holds if _is_readable(driver, name) else 0
-        if holds:
-            raise Busy(
-                f"layer {name} is mounted",
-                hint=f"undo it with 'layerlimit umount {name}', or use --force",
-                code="layer.held",
-            )
-    driver.remove(name)
-
-
-def _is_readable(driver: Driver, name: str) -> bool:
-    """Whether its record can be read: a damaged layer has no state, but can be removed."""
-    try:
-        driver.limit(name)
-    except NotFound:
-        raise
-    except Error:
-        return False
-    return True
