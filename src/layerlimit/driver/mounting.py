@@ -10,12 +10,14 @@ that nobody needs is detached by the next :meth:`Mounter.settle` or sweep. Givin
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Held
 from layerlimit.driver.records import Layer, Records
+from layerlimit.driver.removal import delete_tree
 from layerlimit.errors import Busy, Corrupt, Error, NotFound, from_os_error
 from layerlimit.limit import Limiter, Place, Record
 from layerlimit.linux import files
@@ -23,6 +25,7 @@ from layerlimit.linux.statx import is_mount_point
 from layerlimit.union import Stack, Union
 
 VIEW = "@ro"
+STAGE = "apply"  # beside overlay's own directory in a work directory: the next content of a layer
 
 
 def layer_of(key: str) -> str:
@@ -137,8 +140,11 @@ class Mounter:
             if upper.is_symlink():  # migrated from another disk, where its work directory has to be as well
                 work = upper.resolve().parent / f".layerlimit-work-{layer.id}"
             work.mkdir(mode=0o711, exist_ok=True)
+            delete_tree(work / STAGE)
             return Stack(lowers, upper, work)
         place = self._attach(layer.id, layer.record, "", read_only=False)
+        if place.work is not None:
+            delete_tree(place.work / STAGE)
         return Stack(lowers, place.upper, place.work)
 
     def _directory(self, id: str) -> Path:
@@ -193,10 +199,17 @@ class Mounter:
             self.unmount(key)
             self._release_images(layer, key, held)
         if not self._in_use(layer.id) and not self._in_use(layer.id + VIEW):
+            self._drop_stage(layer.id)
             self._detach(layer.id)
         for key in idle:
             self._holds.set_count(key, 0)
             self._holds.forget(key)
+
+    def _drop_stage(self, id: str) -> None:
+        """Delete what a killed apply had made; an image that is not attached loses it when it is used."""
+        for work in (self._layout.work(id), self._layout.root / "img" / id / "work"):
+            with contextlib.suppress(OSError):
+                delete_tree(work / STAGE)
 
     def _in_use(self, key: str) -> bool:
         return (
