@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -364,6 +365,33 @@ def test_inode_limits(driver: Driver, inodes: int) -> None:
     assert driver.usage("limited").inodes >= made
 
 
+def test_inode_limits_grow(driver: Driver) -> None:
+    driver.create("base")
+    driver.create("limited", "base", limit=Limit(1 << 30, inodes=64))
+    for size, inodes in ((1 << 30, 100), (8 << 30, 500), (8 << 30, 900)):
+        driver.resize("limited", Limit(size, inodes=inodes))
+        assert driver.limit("limited") == Limit(size, inodes=inodes)
+        with driver.mounted("limited") as path:
+            made, error = fill_inodes(path, 5000)
+            assert error == errno.ENOSPC
+            assert inodes <= made <= inodes + 1024
+            assert made <= driver.usage("limited").inodes <= made + 5
+            for number in range(made):
+                (path / str(number)).unlink()
+            assert driver.usage("limited").inodes <= 5
+    with pytest.raises(InvalidArgument) as caught:
+        driver.resize("limited", Limit(9 << 30, inodes=899))
+    assert caught.value.code == "resize.shrink"
+    with pytest.raises(InvalidArgument) as caught:
+        driver.resize("limited", Limit(9 << 30, inodes=1_000_000))
+    assert caught.value.code == "resize.inodes"
+    assert driver.limit("limited") == Limit(8 << 30, inodes=900)
+    driver.create("many", "base", limit=LIMIT)
+    with pytest.raises(InvalidArgument) as caught:
+        driver.resize("many", Limit(LIMIT.bytes, inodes=100))
+    assert caught.value.code == "resize.shrink"
+
+
 # -- damage ------------------------------------------------------------------------------------------
 
 
@@ -490,3 +518,37 @@ def test_a_limit_that_is_not_known_is_no_layer(
     driver.remove("child")
     driver.remove("limited")
     assert driver.ids() == ["base"]
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_a_resize_that_was_killed_is_finished(
+    driver: Driver, root: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after the file system grew: the next use finishes it and knows what is used."""
+    driver.create("base")
+    driver.create("limited", "base", limit=LIMIT)
+    with driver.mounted("limited") as path:
+        (path / "file").write_bytes(os.urandom(3 * MIB))
+        (path / "directory").mkdir()
+        os.link(path / "file", path / "directory" / "link")
+    used = driver.usage("limited")
+    real = driver._limiter.resize
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: Any) -> Any:
+        if step == "after":
+            real(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver._limiter, "resize", killed)
+        with pytest.raises(Killed):
+            driver.resize("limited", Limit(64 * MIB))
+    again = Driver(root, driver._union)
+    with again.mounted("limited") as path:
+        assert again.limit("limited") == Limit(64 * MIB)
+        space = os.statvfs(path)
+        assert 60 * MIB <= space.f_bavail * space.f_frsize <= 62 * MIB
+    assert again.usage("limited") == used

@@ -445,7 +445,7 @@ class Driver:
         try:
             self._records.write_record(id, replace(record, growing=limit))
             try:
-                after = self._limiter.resize(id, before, limit)
+                after = self._limiter.resize(id, record, limit)
             except Error:
                 self._records.write_record(id, before)
                 raise

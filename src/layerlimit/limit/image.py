@@ -405,25 +405,45 @@ class ImageLimiter:
                 target = max(
                     ext4.image_size(limit, inodes_per_group=per_group), block.blocks * block.block_size
                 )
-                self._check_inodes(id, limit, target, per_group)
+                if limit != record.growing:
+                    self._check_inodes(id, record, limit, target, block)
                 self._lengthen(fd, id, record, target)
                 if self._is_mounted(id, os.fstat(fd)):
                     gained = self._grow_online(fd, id, limit, target, per_group)
                 else:
                     gained = self._grow_offline(fd, id, limit, target, per_group)
+                fresh = record.fresh_blocks + gained[0], record.fresh_inodes + gained[1]
+                if record.growing is not None:  # how far the attempt before this one came is not known
+                    fresh = self._count_fresh(id, os.fstat(fd), limit)
         except OSError as error:
             raise from_os_error(error, f"grow layer {id} to {limit.bytes} bytes") from error
-        return replace(
-            record,
-            limit=limit,
-            fresh_blocks=record.fresh_blocks + gained[0],
-            fresh_inodes=record.fresh_inodes + gained[1],
-            growing=None,
-        )
+        return replace(record, limit=limit, fresh_blocks=fresh[0], fresh_inodes=fresh[1], growing=None)
 
-    def _check_inodes(self, id: str, limit: Limit, target: int, per_group: int) -> None:
-        possible = -(-target // ext4.GROUP) * per_group - ext4.SPARE_INODES
-        if limit.inodes is not None and limit.inodes > possible:
+    def _count_fresh(self, id: str, image: os.stat_result, limit: Limit) -> tuple[int, int]:
+        """What would be free if the layer were empty, by a walk over what it has."""
+        if self._is_mounted(id, image):
+            root = os.open(self._place(id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return _free_when_empty(root)
+            finally:
+                os.close(root)
+        with detached(self.image(id), limit) as root:
+            return _free_when_empty(root)
+
+    def _check_inodes(
+        self, id: str, record: Record, limit: Limit, target: int, block: ext4.Superblock
+    ) -> None:
+        if limit.inodes is None:
+            return
+        now = record.limit.inodes or block.inodes - ext4.SPARE_INODES
+        if limit.inodes < now:
+            raise InvalidArgument(
+                f"layer {id} may have {now} inodes and cannot shrink to {limit.inodes}",
+                hint="a limit only grows",
+                code="resize.shrink",
+            )
+        possible = -(-target // ext4.GROUP) * block.inodes_per_group - ext4.SPARE_INODES
+        if limit.inodes > possible:
             raise InvalidArgument(
                 f"layer {id} cannot have {limit.inodes} inodes with {limit.bytes} bytes, only {possible}",
                 hint="inodes grow with the bytes: ask for more bytes",
@@ -457,14 +477,15 @@ class ImageLimiter:
                 hint=hint,
                 code="resize.online",
             ) from error
+        filled = 0
         if limit.inodes is not None:
             root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                fill_inodes(root, limit.inodes, per_group)
+                filled = fill_inodes(root, limit.inodes, per_group)
             finally:
                 os.close(root)
         new = statfs(place)
-        return new.blocks - old.blocks, new.files - old.files
+        return new.blocks - old.blocks, new.files - old.files - filled
 
     def _grow_offline(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
         for _ in range(_RETRIES):
@@ -487,6 +508,21 @@ class ImageLimiter:
         new = ext4.read_superblock(fd, self.image(id))
         os.fsync(fd)
         return new.free_blocks - old.free_blocks, new.free_inodes - old.free_inodes
+
+
+def _free_when_empty(root: int) -> tuple[int, int]:
+    """Free blocks and inodes of the mounted image, and what upper/ holds, hard links once."""
+    space = statfs(root)
+    upper = f"/proc/self/fd/{root}/upper"
+    seen = {os.lstat(upper).st_ino}
+    blocks = 0
+    for where, directories, names in os.walk(upper):
+        for name in (*directories, *names):
+            status = os.lstat(os.path.join(where, name))
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                blocks += status.st_blocks
+    return space.bfree + blocks * 512 // space.frsize, space.ffree + len(seen) - 1
 
 
 def _read(path: Path) -> str:

@@ -110,7 +110,10 @@ class Limiter(Protocol):
         """Bytes and inodes in use, in constant time, attached or not."""
 
     def resize(self, id: str, record: Record, limit: Limit) -> Record:
-        """Grow to ``limit`` and return the new record; the caller has recorded ``growing``. Idempotent."""
+        """Grow to ``limit`` and return the new record; the caller has written it down as ``growing``.
+
+        Idempotent; a ``record`` that says ``growing`` itself is of an attempt that did not come to its end.
+        """
 
     def health(self, id: str) -> Health:
         """Whether the attached place still takes writes, and why not."""

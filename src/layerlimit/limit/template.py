@@ -83,23 +83,30 @@ def _wait_until_free(device: Path, image: Path) -> None:
         time.sleep(_WAIT_SECONDS)
 
 
-def fill_inodes(root: int, inodes: int, per_group: int) -> None:
+def fill_inodes(root: int, inodes: int, per_group: int) -> int:
     """Use up what a file system has beyond ``inodes`` and one more group, with empty files out of sight.
 
-    A large image with few inodes gets at least 16 in every block group from mke2fs.
+    A large image with few inodes gets at least 16 in every block group from mke2fs. Files of an earlier,
+    lower limit that are too many now go. Returns how many more inodes are used up than before.
     """
     spare = statfs(root).files - ext4.SPARE_INODES - inodes
-    if spare <= per_group:
-        return
+    wanted = spare - 1 if spare > per_group else 0
+    if not wanted and BALLAST not in os.listdir(f"/proc/self/fd/{root}"):
+        return 0
+    made = 0
     with contextlib.suppress(FileExistsError):
         os.mkdir(BALLAST, 0o700, dir_fd=root)
+        made = 1
     ballast = os.open(BALLAST, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     try:
         have = len(os.listdir(ballast))
-        for number in range(have, spare - 1):
+        for number in range(have, wanted):
             os.close(os.open(f"{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, dir_fd=ballast))
+        for number in range(wanted, have):
+            os.unlink(f"{number}", dir_fd=ballast)
     finally:
         os.close(ballast)
+    return made + wanted - have
 
 
 class Templates:
