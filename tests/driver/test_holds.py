@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -17,6 +18,8 @@ from layerlimit.errors import Busy
 from layerlimit.limit import MIB
 from layerlimit.linux.mount import MNT_DETACH, unmount
 from tests import scratch
+from tests.driver import goroot
+from tests.driver.filling import fill
 from tests.driver.processes import process
 
 pytestmark = pytest.mark.lane("root", "overlay", "loop")
@@ -242,6 +245,49 @@ def test_what_an_engine_was_given_stays_attached(driver: Driver, root: Path) -> 
     assert scratch.leftovers(root, patience=5) == []
     with driver.mounted("child") as path:
         assert os.listdir(path) == ["file"]
+
+
+def test_put_gives_back_what_an_engine_was_given(driver: Driver, root: Path) -> None:
+    driver.mounts("child")
+    driver.put("child")
+    assert scratch.leftovers(root, patience=5) == []
+    driver.mounts("child")
+    driver.get("child")
+    driver.put("child")
+    driver.put("child")
+    driver.put("child")
+    assert scratch.leftovers(root, patience=5) == []
+
+
+def test_an_engine_that_still_has_it_mounted(driver: Driver, root: Path, tmp_path: Path) -> None:
+    """Its mount keeps the image attached, whatever is given back; the next get is on that same image."""
+    (mount,) = driver.mounts("child")
+    target = tmp_path / "target"
+    target.mkdir()
+    goroot.run("mount", "-t", mount.type, mount.source, target, "-o", ",".join(mount.options))
+    try:
+        driver.release("child")
+        (target / "file").write_text("through the engine's mount")
+        limit = driver.limit("child")
+        if limit is not None:
+            assert fill(target / "fill", 4 * limit.bytes)[1] == errno.ENOSPC
+            (target / "fill").unlink()
+        assert (driver.get("child") / "file").read_text() == "through the engine's mount"
+        images = set(scratch.loops_below(root))
+        assert len(images) == (2 if limit else 0)
+        driver.put("child")
+    finally:
+        goroot.run("umount", target)
+    assert scratch.leftovers(root, patience=5) == []
+    with driver.mounted("child") as path:
+        assert (path / "file").read_text() == "through the engine's mount"
+
+
+def test_put_of_a_layer_whose_record_was_lost(driver: Driver, root: Path) -> None:
+    driver.get("child")
+    (root / "meta" / "child").unlink()
+    driver.put("child")
+    assert scratch.leftovers(root, patience=5) == []
 
 
 # -- the records themselves --------------------------------------------------------------------------

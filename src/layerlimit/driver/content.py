@@ -25,11 +25,10 @@ from layerlimit.driver.locks import Locks
 from layerlimit.driver.mounting import STAGE, VIEW, Mounter, layer_of
 from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import delete_tree
-from layerlimit.errors import Busy, from_os_error
+from layerlimit.errors import Busy, NotSupported, from_os_error
 from layerlimit.limit import ImageLimiter
 from layerlimit.linux import files, xattr
 from layerlimit.union import Union
-
 
 
 class Content:
@@ -104,6 +103,12 @@ class Content:
                     f"layer {id} is in use and cannot take a diff",
                     hint="unmount it, and the layers above it, first",
                     code="layer.held",
+                )
+            if layer.record is not None and layer.record.rooted:
+                raise NotSupported(
+                    f"layer {id} is the whole of an image that the Go driver made and cannot take a diff",
+                    hint="apply it to a new layer, or convert the root with 'layerlimit migrate'",
+                    code="layer.go_image",
                 )
             with ExitStack() as undo:
                 undo.callback(self._mounter.settle, layer, held)

@@ -253,15 +253,18 @@ class Driver:
             return path
 
     def put(self, id: str, *, read_only: bool = False) -> None:
-        """Give up one :meth:`get`; the last one unmounts. Without a get it does nothing.
+        """Give up one :meth:`get`, or what :meth:`mounts` attached; the last one unmounts.
 
-        Busy when the kernel will not unmount; the hold is then kept.
+        Without either it does nothing. Busy when the kernel will not unmount; the hold is then kept.
         """
         check_id(id)
         with self._locks.hold(id) as held:
-            layer = self._records.load(id)
+            layer = self._load_for_removal(id)
             key = id + VIEW if read_only or not self._mounter.count(id) else id
             count = self._mounter.count(key)
+            if not count and not read_only and self._holds.of_engine(id):
+                self._release(layer, held)
+                return
             self._holds.set_count(key, max(count - 1, 0))
             try:
                 if count <= 1:
@@ -300,8 +303,8 @@ class Driver:
     def mounts(self, id: str) -> list[Mount]:
         """What an engine has to mount to see the layer writable. Its images are attached, nothing is mounted.
 
-        They stay attached until :meth:`put` (or :meth:`release`), :meth:`remove`, :meth:`cleanup` or the
-        boot; call again after a reboot.
+        They stay attached until :meth:`release` (or a :meth:`put` without a get), :meth:`remove`,
+        :meth:`cleanup` or the boot; call again after a reboot.
         """
         check_id(id)
         with self._locks.hold(id) as held:
@@ -318,16 +321,22 @@ class Driver:
                 raise
 
     def release(self, id: str) -> None:
-        """Take back what :meth:`mounts` attached; Busy while something is still mounted from it."""
+        """Take back what :meth:`mounts` attached; Busy while a process uses it directly.
+
+        What an engine still has mounted goes on until it is unmounted, on the same image, within its limit.
+        """
         check_id(id)
         with self._locks.hold(id) as held:
-            layer = self._records.load(id)
-            self._holds.set_engine(id, False)
-            try:
-                self._mounter.settle(layer, held)
-            except Busy:
-                self._holds.set_engine(id, True)
-                raise
+            self._release(self._load_for_removal(id), held)
+
+    def _release(self, layer: Layer, held: Held) -> None:
+        before = self._holds.of_engine(layer.id)
+        self._holds.set_engine(layer.id, False)
+        try:
+            self._mounter.settle(layer, held)
+        except Busy:
+            self._holds.set_engine(layer.id, before)
+            raise
 
     # -- look --------------------------------------------------------------------------------------
 

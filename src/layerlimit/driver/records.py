@@ -17,7 +17,7 @@ from layerlimit.linux import files
 class Meta(msgspec.Struct, frozen=True):
     """The file ``meta/<id>``; ``record`` is null for a layer without a limit."""
 
-    record: Record | None = None
+    record: Record | None
 
 
 @dataclass(frozen=True, slots=True)
