@@ -13,7 +13,7 @@ from layerlimit.archive.reader import Reader
 from layerlimit.archive.tarformat import invalid, printable
 from layerlimit.linux import xattr
 
-_MAX_NANOSECONDS = 2**63 - 1
+MAX_TIME = 2**63 - 1  # nanoseconds
 _MAX_ID = 2**32 - 2  # chown takes the next one for "leave as it is"
 _KEPT_NOTES = 20
 DEFAULT_ACL = b"system.posix_acl_default"
@@ -43,13 +43,15 @@ def process_umask() -> int:
 
 def bound_time(nanoseconds: int) -> int:
     """``nanoseconds``, or 1970 where file systems and the engines have no such time."""
-    return nanoseconds if 0 <= nanoseconds <= _MAX_NANOSECONDS else 0
+    return nanoseconds if 0 <= nanoseconds <= MAX_TIME else 0
 
 
 def entry_times(reader: Reader) -> tuple[int, int]:
     """Access and modification time of the current entry; never accessed before it was modified."""
     modified = bound_time(reader.mtime)
-    return (modified if reader.atime is None else max(bound_time(reader.atime), modified)), modified
+    if reader.atime is None:
+        return modified, modified
+    return max(bound_time(reader.atime), modified), modified
 
 
 def check_owner(reader: Reader) -> None:
