@@ -21,6 +21,7 @@ from typing import Protocol, Self
 
 from layerlimit.archive.form import META_PREFIX, is_overlay_attribute
 from layerlimit.archive.metadata import strip_acls
+from layerlimit.archive.remove import remove_tree
 from layerlimit.archive.tarformat import printable
 from layerlimit.errors import InvalidArgument
 from layerlimit.linux import xattr
@@ -487,59 +488,6 @@ def clean(name: bytes) -> bytes:
         elif part and part != b".":
             parts.append(part)
     return b"/".join(parts)
-
-
-def remove_tree(parent: int, name: bytes) -> None:
-    """Remove ``name`` from the open directory ``parent``, with everything below, following nothing.
-
-    Depth costs neither stack nor descriptors: the way back is ``..``, checked to be where we came from. A
-    mount below is not entered (EXDEV, EBUSY).
-    """
-    try:
-        fd = openat2(parent, name, _OPEN_CHILD, resolve=_WITHIN)
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        os.unlink(name, dir_fd=parent)
-        return
-    try:
-        way: list[tuple[bytes, tuple[int, int]]] = []
-        pending = [_unlink_all(fd)]
-        while True:
-            if pending[-1]:
-                child = pending[-1].pop()
-                status = os.fstat(fd)
-                inner = openat2(fd, child, _OPEN_CHILD, resolve=_WITHIN)
-                os.close(fd)
-                fd = inner
-                way.append((child, (status.st_dev, status.st_ino)))
-                pending.append(_unlink_all(fd))
-            elif way:
-                pending.pop()
-                child, identity = way.pop()
-                outer = os.open(b"..", _OPEN_DIRECTORY, dir_fd=fd)
-                os.close(fd)
-                fd = outer
-                status = os.fstat(fd)
-                if (status.st_dev, status.st_ino) != identity:
-                    raise os_error(errno.EXDEV, "moved while it was removed", name)
-                os.rmdir(child, dir_fd=fd)
-            else:
-                break
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)
-
-
-def _unlink_all(fd: int) -> list[bytes]:
-    """Unlink all entries of a directory but its directories, whose names are returned."""
-    directories = []
-    for name in _names(fd):
-        try:
-            os.unlink(name, dir_fd=fd)
-        except IsADirectoryError:
-            directories.append(name)
-    return directories
 
 
 def _names(fd: int) -> list[bytes]:
