@@ -296,9 +296,14 @@ def test_grow_online_keeps_the_promise(driver: Driver, root: Path) -> None:
             driver.resize("limited", Limit(size))
             space = os.statvfs(path)
             used = driver.usage("limited").bytes
-            assert size <= space.f_bavail * space.f_frsize + used <= size * 1.01
+            # What ext4 keeps back (2 %) is that of the old size until the next mount.
+            assert size <= space.f_bavail * space.f_frsize + used <= size * 1.03
     assert driver.usage("limited").inodes >= 1
     driver.put("limited")
+    with driver.mounted("limited") as path:
+        space = os.statvfs(path)
+        used = driver.usage("limited").bytes
+        assert size <= space.f_bavail * space.f_frsize + used <= size * 1.01
     goroot.run("e2fsck", "-fn", root / "containers_quota/limited.ext4")
 
 

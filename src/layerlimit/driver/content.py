@@ -188,6 +188,12 @@ class Content:
             return applied
         except OSError as error:
             raise from_os_error(error, f"apply a diff to layer {layer.id}") from error
+        except RecursionError as error:
+            raise NotSupported(
+                f"layer {layer.id} has directories nested too deep to take a diff",
+                hint="remove them, or apply the diff to a new layer",
+                code="layer.depth",
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 delete_tree(stage)

@@ -91,22 +91,23 @@ def fill_inodes(root: int, inodes: int, per_group: int) -> int:
     """
     spare = statfs(root).files - ext4.SPARE_INODES - inodes
     wanted = spare - 1 if spare > per_group else 0
-    if not wanted and BALLAST not in os.listdir(f"/proc/self/fd/{root}"):
+    there = BALLAST in os.listdir(f"/proc/self/fd/{root}")
+    if not wanted and not there:
         return 0
-    made = 0
-    with contextlib.suppress(FileExistsError):
+    if not there:
         os.mkdir(BALLAST, 0o700, dir_fd=root)
-        made = 1
     ballast = os.open(BALLAST, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     try:
         have = len(os.listdir(ballast))
         for number in range(have, wanted):
             os.close(os.open(f"{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, dir_fd=ballast))
-        for number in range(wanted, have):
+        for number in reversed(range(wanted, have)):
             os.unlink(f"{number}", dir_fd=ballast)
     finally:
         os.close(ballast)
-    return made + wanted - have
+    if not wanted:
+        os.rmdir(BALLAST, dir_fd=root)
+    return wanted - have + bool(wanted) - there
 
 
 class Templates:
