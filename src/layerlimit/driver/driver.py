@@ -179,6 +179,8 @@ class Driver:
                 path.mkdir(mode=0o755)
                 path.chmod(0o755)
                 os.chown(path, *self.owner)
+                if record is not None and not self._layout.go:
+                    files.set_immutable(path, True)  # nothing is ever to be written past the image
             if fill is not None:
                 fill(self._content.filler(id, chain))
             files.sync_directory(self._layout.root / "diff")

@@ -92,6 +92,7 @@ class ImageLimiter:
                 finally:
                     os.close(fd)
                 self._place(id).mkdir(mode=0o700, parents=True, exist_ok=True)
+                files.set_immutable(self._place(id), True)
             except OSError as error:
                 raise from_os_error(error, f"make the image of layer {id}") from error
             return Record(
@@ -111,8 +112,11 @@ class ImageLimiter:
             fresh = False
             if not self._is_mounted(id, image):
                 fresh = self._mount(id, image, record, read_only=read_only)
-            elif not read_only:
-                self._make_writable(id)
+            else:
+                with self._opened(id, os.O_RDONLY) as fd:
+                    self._check_identity(fd, id, record)
+                if not read_only:
+                    self._make_writable(id)
             upper = place if record.rooted else place / "upper"
             work = None if record.rooted else place / "work"
             self._bind(id, upper, bind)
@@ -255,6 +259,8 @@ class ImageLimiter:
             with context.mount() as mounted:
                 if not record.rooted:
                     self._check_directories(mounted.fd, id)
+                # Whoever was told of a directory in here must not find host disk should it be unmounted.
+                files.set_immutable(self._place(id), True)
                 mounted.attach(self._place(id))
 
     def _check_directories(self, root: int, id: str) -> None:
