@@ -25,7 +25,7 @@ from layerlimit.linux.statfs import statfs
 
 KEEP = 32  # templates that stay cached; the longest unused ones go
 BALLAST = ".inodes"  # files that use up inodes beyond the limit, see fill_inodes
-_VERSION = 1
+_VERSION = 2
 _WAITS, _WAIT_SECONDS = 400, 0.005
 _TOLERANCE = 0.0095  # of the bytes asked; the promise is 1 %
 
