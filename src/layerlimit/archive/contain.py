@@ -245,6 +245,10 @@ class Tree:
             if not directory.noted:
                 self._note(directory)
 
+    def is_ours(self, directory: Directory, name: bytes) -> bool:
+        """Whether ``name`` in ``directory`` was written by this layer, and not there before."""
+        return not directory.tracked or name in self._written.get(directory.identity, ())
+
     def remove(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """Remove ``name``, a directory with all that is in it; its former status, None if it was missing."""
         try:

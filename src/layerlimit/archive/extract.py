@@ -381,7 +381,9 @@ class Extractor:
         except FileExistsError:
             tree.remove(directory, base)
             os.link(target_base, base, **names, follow_symlinks=False)
-        self._link_metadata(directory, base, status)
+        # An inode from before may be shared with a tree that this one will replace only if all goes well.
+        if tree.is_ours(source, target_base):
+            self._link_metadata(directory, base, status)
 
     def _link_metadata(self, directory: Directory, base: bytes, status: os.stat_result) -> None:
         """The link's header once more, as engines do: what differs from the file is set on it."""
