@@ -215,7 +215,7 @@ class ImageLimiter:
 
     def _check_identity(self, fd: int, id: str, record: Record) -> None:
         block = ext4.read_superblock(fd, self.image(id))
-        if record.uuid and block.uuid != record.uuid:
+        if block.uuid != record.uuid and (record.uuid or not record.rooted):
             raise Corrupt(
                 f"{self.image(id)} is not the image of layer {id}: UUID {block.uuid}, not {record.uuid}",
                 hint="put the original back, or remove the layer",
@@ -253,11 +253,14 @@ class ImageLimiter:
             context.set_string("errors", "remount-ro")
             for option in mount_options(record.limit):
                 context.set_flag(option)
-            if read_only:
+            if read_only and not record.rooted:
                 context.set_flag("ro")
             context.create()
             with context.mount() as mounted:
-                if not record.rooted:
+                if record.rooted:  # the layer is the root of the image: what mke2fs put there is not its own
+                    with contextlib.suppress(OSError):
+                        os.rmdir("lost+found", dir_fd=mounted.fd)
+                else:
                     self._check_directories(mounted.fd, id)
                 # Whoever was told of a directory in here must not find host disk should it be unmounted.
                 files.set_immutable(self._place(id), True)
