@@ -357,7 +357,8 @@ class Driver:
 
     def parent(self, id: str) -> str:
         """The parent's id, ``""`` for a base; NotFound."""
-        return self._records.load(check_id(id)).parent
+        chain = self._records.chain(check_id(id))
+        return chain[0] if chain else ""
 
     def limit(self, id: str) -> Limit | None:
         """The limit in force, None when there is none; NotFound, Corrupt."""
