@@ -120,6 +120,17 @@ def test_a_failed_get_is_not_counted(driver: Driver, monkeypatch: pytest.MonkeyP
     assert scratch.leftovers(driver.root, patience=5) == []
 
 
+def test_removal_that_respects_holds(driver: Driver) -> None:
+    for read_only in (False, True):
+        path = driver.get("child", read_only=read_only)
+        with pytest.raises(Busy, match="child"):
+            driver.remove("child", force=False)
+        assert os.path.ismount(path)
+        driver.put("child", read_only=read_only)
+    driver.remove("child", force=False)
+    assert not driver.exists("child")
+
+
 # -- process holds -----------------------------------------------------------------------------------
 
 
