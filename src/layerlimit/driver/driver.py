@@ -455,11 +455,14 @@ class Driver:
         """Grow with the intent on record first: a crash in between is finished by the next use."""
         before = replace(record, growing=None)
         try:
+            size = self._limiter.size(id)
             self._records.write_record(id, replace(record, growing=limit))
             try:
                 after = self._limiter.resize(id, record, limit)
             except Error:
-                self._records.write_record(id, before)
+                # What has grown and could not be made durable stays on record, for the next use to finish.
+                if self._limiter.size(id) == size:
+                    self._records.write_record(id, before)
                 raise
             self._records.write_record(id, after)
         except OSError as error:

@@ -306,6 +306,10 @@ class Mounter:
         for key in (layer.id + VIEW, layer.id):
             self.unmount(key)
             self._release_images(layer, key, held)
-        self._detach_image(layer.id)
         self._holds.clear(layer.id + VIEW)
+        if self._holds.needed_by_child(layer.id, self.is_up):  # one that could not be taken down
+            self._holds.set_count(layer.id, 0)
+            self._holds.set_engine(layer.id, False)
+            return
+        self._detach_image(layer.id)
         self._holds.clear(layer.id)

@@ -369,6 +369,16 @@ class ImageLimiter:
             max(0, record.fresh_blocks - free_blocks) * unit, max(0, record.fresh_inodes - free_inodes)
         )
 
+    def size(self, id: str) -> int:
+        place = self._place(id)
+        if self._mount_root(place):
+            space = statfs(place)
+            return space.blocks * space.frsize
+        self._stat(id)
+        with self._opened(id, os.O_RDONLY) as fd:
+            block = ext4.read_superblock(fd, self.image(id))
+        return block.blocks * block.block_size
+
     def health(self, id: str) -> Health:
         place = self._place(id)
         if not self._mount_root(place):

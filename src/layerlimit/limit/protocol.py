@@ -115,6 +115,9 @@ class Limiter(Protocol):
         Idempotent; a ``record`` that says ``growing`` itself is of an attempt that did not come to its end.
         """
 
+    def size(self, id: str) -> int:
+        """Bytes of the place with all that it needs for itself: to see whether it has grown."""
+
     def health(self, id: str) -> Health:
         """Whether the attached place still takes writes, and why not."""
 
