@@ -1,11 +1,11 @@
 """Layer tars: apply, export and changes, beside GNU tar, umoci, containerd and containers-storage.
 
 The layers are real ones (tests/archive/real.py): a Debian root file system, an npm tree of 25,000 files, its
-upgrade. Every engine runs as a process of its own on the same bytes in the page cache, one after the other in
-each round, with a fresh directory for its result; the median of the rounds counts. On disk everybody ends an
-apply with syncfs (``sync -f`` where the engine has none); on tmpfs that is nothing to anybody. Engines that
-compute digests do; GNU tar has none. Of our process the call is timed without the start of the interpreter,
-which is printed.
+upgrade; and eight files of 64 MiB. Every engine runs as a process of its own on the same bytes in the page
+cache, one after the other in each round, with a fresh directory for its result; the median of the rounds
+counts. On disk everybody ends an apply with syncfs (``sync -f`` where the engine has none); on tmpfs that is
+nothing to anybody. Engines that compute digests do; GNU tar has none. Of our process the call is timed, not
+the start of the interpreter, which is printed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Engine:
 def main(arguments: list[str]) -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(prog="python -m bench archive", description=__doc__)
-    parser.add_argument("--layers", default="debian,npm,upgrade")
+    parser.add_argument("--layers", default="debian,npm,upgrade,large")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compressions", default=",".join(COMPRESSIONS))
     parser.add_argument("--only", default="apply,write,changes", help="what to measure")
@@ -111,8 +111,15 @@ def _prepare(base: Path, layer: str, compressions: list[str]) -> _Prepared:
             real.unpack(real.debian(), tree)
         case "npm":
             real.unpack(real.npm().base, tree)
-        case _:
+        case "upgrade":
             real.unpack(real.npm().upgrade, tree)
+        case "large":
+            for number in range(8):
+                with (tree / f"large{number}").open("wb") as out:
+                    for _ in range(64):
+                        out.write(os.urandom(1 << 14) * (1 << 6))  # compresses, but not to nothing
+        case _:
+            raise SystemExit(f"no layer {layer}")
     plain = directory / "layer.plain"
     subprocess.run([*RUNNER, "write", tree, plain, "plain"], cwd=ROOT, check=True, capture_output=True)
     archives = {"plain": plain}
