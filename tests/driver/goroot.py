@@ -120,6 +120,12 @@ def make(root: Path) -> Path:
     return fstab
 
 
+def delete(root: Path) -> None:
+    """Deletes a root, with the directories that a driver keeps immutable."""
+    subprocess.run(["chattr", "-R", "-f", "-i", root], check=False, capture_output=True)
+    run("rm", "-rf", root)
+
+
 @contextmanager
 def mounted(root: Path, id: str) -> Iterator[Path]:
     """The quota image of ``id`` where the Go driver mounted it, by the same program."""

@@ -371,7 +371,7 @@ def test_interrupted_at_any_call_and_run_again(
     wanted = _observe(Driver(root))
     real: Callable[..., object] = getattr(os, call)
     for at in range(0, 10_000, 3):
-        goroot.run("rm", "-rf", root)
+        goroot.delete(root)
         goroot.run("cp", "-a", "--sparse=always", saved, root)
         calls = 0
 
