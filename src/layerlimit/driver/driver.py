@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -170,11 +171,12 @@ class Driver:
         """The steps of a creation. ``meta/<id>`` first: pieces with it but without a chain are half-made."""
         record = None
         try:
-            if limit is not None:
-                self._records.write_record(id, Record(limit=limit, limiter=self._limiter_name))
-                record = self._limiter.create(id, limit, self.owner)
-                files.sync_directory(self._limiter.image(id).parent)
-            self._records.write_record(id, record)
+            if limit is None:
+                self._records.write_record(id, None)
+            else:
+                record = self._limiter.create(
+                    id, limit, self.owner, announce=partial(self._records.write_record, id)
+                )
             for path in (self._layout.diff(id), self._layout.mnt(id)):
                 path.mkdir(mode=0o755)
                 path.chmod(0o755)
@@ -183,7 +185,8 @@ class Driver:
                     files.set_immutable(path, True)  # nothing is ever to be written past the image
             if fill is not None:
                 fill(self._content.filler(id, chain))
-            files.sync_directory(self._layout.root / "diff")
+            if record is None:
+                files.sync_directory(self._layout.root / "diff")  # an image brings what it is bound at
             self._records.write_chain(id, chain)
         except OSError as error:
             raise from_os_error(error, f"create layer {id}") from error

@@ -12,7 +12,8 @@ taken away behind our back comes back as the same superblock.
 be a loop device whose backing file is, by device and inode, this layer's image; before mounting, the
 superblock must carry the UUID that was recorded when the layer was made and must fit the file.
 
-**Crash safety.** create: clone → own UUID → fsync (the driver removes a leftover). attach: nothing on disk
+**Crash safety.** create: what is to be is announced → clone → own UUID → fsync (the driver removes a
+leftover). attach: nothing on disk
 changes; a killed process leaves a device that frees itself, or mounts that the next call proves and uses.
 resize: lengthen the file → grow the file system → the driver records it; repeating each step is harmless.
 """
@@ -25,7 +26,7 @@ import os
 import stat
 import time
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,14 @@ class ImageLimiter:
 
     # -- create ------------------------------------------------------------------------------------
 
-    def create(self, id: str, limit: Limit, owner: tuple[int, int]) -> Record:
+    def create(
+        self,
+        id: str,
+        limit: Limit,
+        owner: tuple[int, int],
+        *,
+        announce: Callable[[Record], object] = lambda _: None,
+    ) -> Record:
         if limit.bytes < ext4.MIN_BYTES:
             raise InvalidArgument(
                 f"a limit of {limit.bytes} bytes is too small for an image",
@@ -77,6 +85,14 @@ class ImageLimiter:
         image = self.image(id)
         identity = uuids.uuid4()
         with self.templates.open(limit, owner) as template:
+            record = Record(
+                limit=limit,
+                limiter=self.name,
+                uuid=identity.hex,
+                fresh_blocks=template.free_blocks,
+                fresh_inodes=template.free_inodes,
+            )
+            announce(record)
             image.parent.mkdir(mode=0o700, exist_ok=True)
             try:
                 fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -91,17 +107,12 @@ class ImageLimiter:
                     raise
                 finally:
                     os.close(fd)
+                files.sync_directory(image.parent)
                 self._place(id).mkdir(mode=0o700, parents=True, exist_ok=True)
                 files.set_immutable(self._place(id), True)
             except OSError as error:
                 raise from_os_error(error, f"make the image of layer {id}") from error
-            return Record(
-                limit=limit,
-                limiter=self.name,
-                uuid=identity.hex,
-                fresh_blocks=template.free_blocks,
-                fresh_inodes=template.free_inodes,
-            )
+            return record
 
     # -- attach ------------------------------------------------------------------------------------
 
