@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from layerlimit import Driver, Limit
+from layerlimit import Driver, Limit, NotSupported, adopt
+from tests.driver import goroot
 from tests.driver.ground import (
     difference,
     host_disk,
@@ -337,3 +338,45 @@ def test_kill_at_every_step_of_the_first_opening(disk: Path, victims: Victims) -
         victims.kill_at(step, root, "open", str(root))
         Driver(root)
         assert picture(root) == wanted, f"{step}:\n{difference(picture(root), wanted)}"
+
+
+def seen(root: Path) -> dict[str, list[tuple[str, int, int]]]:
+    """What every layer of an adopted root shows: names, modes and owners."""
+    driver = Driver(root)
+    found = {}
+    for id in driver.ids():
+        with driver.mounted(id) as path:
+            entries = [(entry, entry.lstat()) for entry in sorted(path.rglob("*"))]
+            found[id] = [(str(entry.relative_to(path)), st.st_mode, st.st_uid) for entry, st in entries]
+    driver.cleanup()
+    return found
+
+
+def test_kill_at_every_step_of_an_adoption(disk: Path, victims: Victims, pytestconfig: pytest.Config) -> None:
+    """A root of the Go driver is nobody's until all of it is converted; another run finishes it."""
+    saved, root = disk / "saved", disk / "go"
+    goroot.make(saved)
+
+    def restore() -> None:
+        goroot.delete(root)
+        goroot.run("cp", "-a", "--sparse=always", saved, root)
+
+    restore()
+    trace = victims.run(root, "adopt", str(root)).trace
+    wanted = seen(root)
+    assert set(wanted) == set(goroot.CHAINS)
+    clean = picture_at_rest(root)
+    points = trace.points()
+    assert len(points) > 100
+    for step in points if pytestconfig.option.long else points[::7]:
+        restore()
+        victims.kill_at(step, root, "adopt", str(root))
+        if not (root / "format").exists():
+            with pytest.raises(NotSupported):
+                Driver(root, "overlay")
+            adopt(root, owner_shift=goroot.SHIFT)
+        assert seen(root) == wanted, str(step)
+        found = settled_picture(root, [clean])
+        assert found == clean, f"{step}:\n{difference(found, clean)}"
+    goroot.delete(root)
+    goroot.delete(saved)
