@@ -2,12 +2,12 @@
 # All but clean can run at the same time in one checkout.
 # ROOTFS=file.tar    demo: the root filesystem to import, instead of a Debian made by debootstrap
 # PYTHON=python3.12  the interpreter of .venv
-# ARGS=...           test, test-long, test-vm, bench: further arguments
+# ARGS=...           test, test-long, test-vm, fuzz, bench: further arguments
 
 PY := .venv/bin/python
 export ROOTFS PYTHON
 
-.PHONY: help demo test test-long test-vm lane-counts lint bench docs clean
+.PHONY: help demo test test-long test-vm lane-counts lint fuzz bench docs clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -41,6 +41,11 @@ lane-counts:
 lint:
 	@scripts/setup test
 	@$(PY) -m pytest -q tests/test_linters.py
+
+## make fuzz         feed the tar reader and the extraction with damaged archives (ARGS="--seconds 600 --apply")
+fuzz:
+	@scripts/setup test
+	@$(PY) -m tests.fuzz.fuzz_reader $(or $(ARGS),--seconds 60)
 
 ## make bench        the times that README.md claims, on this machine
 bench:

@@ -34,9 +34,9 @@ class Driver(_Driver):
     def __str__(self) -> str:
         return "aufslimit"
 
-    def remove(self, id: str) -> None:
+    def remove(self, id: str, *, force: bool = True) -> None:
         try:
-            super().remove(id)
+            super().remove(id, force=force)
         except NotFound:
             return
 

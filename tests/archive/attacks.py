@@ -382,12 +382,12 @@ BREAKOUTS = [
     Case(
         "28 whiteout behind a dangling link",
         archive(file(b"localetc/.wh.etc")),
-        before=_before(_with("etc/passwd"), _linked("localetc", "/dne")),
+        before=_before(_with("etc/passwd"), _linked("localetc", "/none")),
         after=_content("etc/passwd", b""),
     ),
     Case(
         "29 whiteout up a level",
-        archive(file(b"dne/../.wh.etc")),
+        archive(file(b"none/../.wh.etc")),
         before=_with("etc/passwd"),
         after=_gone("etc"),
     ),

@@ -51,15 +51,25 @@ def overlay(base: Path, lowers: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(work)
 
 
+_NAMES = [
+    "remove",
+    "remove tree",
+    "create",
+    "make again",
+    "directory again",
+    "rewrite",
+    "link",
+    "rename",
+    "chmod",
+    "opaque",
+]
+
+#: Each deed at most once, so that none is rare; two lists in a row do things twice.
 deeds: st.SearchStrategy[list[Deed]] = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["remove", "remove tree", "create", "make again", "rewrite", "link", "rename", "chmod", "opaque"]
-        ),
-        st.integers(0, 30),
-        st.integers(0, 5),
-    ),
+    st.tuples(st.sampled_from(_NAMES), st.integers(0, 30), st.integers(0, 5)),
+    min_size=2,
     max_size=10,
+    unique_by=lambda deed: deed[0],
 )
 
 
@@ -110,19 +120,25 @@ def _create(path: bytes, paths: Sequence[bytes], number: int) -> str:
 
 @_deed
 def _make_again(path: bytes, paths: Sequence[bytes], number: int) -> str:
-    """The same name again, a file where there was one."""
+    """The same name again, for another file."""
     if _is_directory(path):
         return ""
     os.unlink(path)
-    if number % 3 == 0:
-        os.mkdir(path)
-        return "a directory in place of a file"
-    if number % 3 == 1:
+    if number % 2:
         os.symlink(b"elsewhere", path)
     else:
         with open(path, "xb") as out:
             out.write(b"again")
     return "whiteout and the same name again"
+
+
+@_deed
+def _directory_again(path: bytes, paths: Sequence[bytes], number: int) -> str:
+    if _is_directory(path):
+        return ""
+    os.unlink(path)
+    os.mkdir(path)
+    return "a directory in place of a file"
 
 
 @_deed

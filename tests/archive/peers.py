@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 Extract = Callable[[Path, Path], None]
@@ -124,6 +127,41 @@ def containerd() -> Path:
     command: list[str | Path] = ["go", "build", "-trimpath", "-o", built, "."]
     subprocess.run(command, cwd=source, env=environment, check=True, capture_output=True)
     return built
+
+
+@contextmanager
+def daemon_unpack(programs: Path, directory: Path, layout: Path) -> Iterator[Path]:
+    """The image ``latest`` of an OCI layout, imported by a containerd of its own; yields where it is mounted.
+
+    ``programs`` holds ``containerd`` and ``ctr``; everything lies in the fresh ``directory``.
+    """
+    directory.mkdir()
+    config = directory / "config.toml"
+    config.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+    # A socket's address is short, and directories of tests are deep.
+    with tempfile.TemporaryDirectory(prefix="ctr", dir="/tmp") as short:
+        socket = Path(short) / "socket"
+        command: list[str | Path] = [programs / "containerd", "--config", config, "--address", socket]
+        command += ["--root", directory / "root", "--state", directory / "state", "--log-level", "error"]
+        with (directory / "log").open("wb") as log:
+            daemon = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            ctr = [os.fspath(programs / "ctr"), "--address", os.fspath(socket)]
+            while not socket.exists():
+                assert daemon.poll() is None, (directory / "log").read_text()
+                time.sleep(0.02)
+            archive, merged = directory / "layout.tar", directory / "merged"
+            run("tar", "-cf", archive, "-C", layout, ".")
+            run(*ctr, "images", "import", "--base-name", "peers.test/image", archive)
+            merged.mkdir()
+            run(*ctr, "images", "mount", "peers.test/image:latest", merged)
+            try:
+                yield merged
+            finally:
+                run(*ctr, "images", "unmount", merged)
+        finally:
+            daemon.terminate()
+            daemon.wait()
 
 
 def _blob(layout: Path, digest: str) -> bytes:

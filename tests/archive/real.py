@@ -3,6 +3,7 @@
 They are made once and kept below ``.cache`` of the checkout, as tars of GNU tar:
 
     rootfs/…                see scripts/rootfs
+    containerd/             Debian's package containerd, unpacked
     layers/lock             held while something is made
     layers/npm.tar          node_modules of some well-known packages
     layers/upgrade.tar      upper directory of an overlay in which npm exchanged some of them and the
@@ -14,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -71,6 +73,27 @@ def npm() -> Npm:
             with tempfile.TemporaryDirectory(dir=directory) as work:
                 _make_npm(Path(work), found)
     return found
+
+
+def debian_containerd() -> Path | None:
+    """The directory of the programs in Debian's package containerd, which need not be installed.
+
+    None where there is no apt.
+    """
+    directory = CACHE / "containerd"
+    if not (directory / "usr/bin/ctr").exists():
+        if not shutil.which("apt-get"):
+            return None
+        CACHE.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as work:
+            Path(work).chmod(0o755)
+            # Without a sandbox of its own, apt needs no user that may write here.
+            command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "containerd"]
+            subprocess.run(command, cwd=work, check=True, capture_output=True)
+            [package] = Path(work).glob("containerd_*.deb")
+            subprocess.run(["dpkg-deb", "-x", package, f"{work}/unpacked"], check=True)
+            Path(work, "unpacked").rename(directory)
+    return directory / "usr/bin"
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -470,3 +471,26 @@ def test_swapping_works_on_an_extractor_that_trusts(swapped: World) -> None:
         if not swapped.intact:
             return
     raise AssertionError("the attack never works")
+
+
+def test_a_link_to_what_was_there_before_leaves_its_inode_alone(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    root.mkdir()
+    other.write_text("shared")
+    other.chmod(0o640)
+    os.link(other, root / "old")
+    before = os.stat(other)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo("new")
+        entry.type, entry.linkname, entry.mode, entry.mtime, entry.uid = tarfile.LNKTYPE, "old", 0o777, 5, 7
+        tar.addfile(entry)
+    archive.seek(0)
+    apply(archive, root, form=Form.OVERLAY)
+    after = os.stat(other)
+    assert os.path.samefile(root / "new", other)
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_mtime_ns,
+    )

@@ -178,3 +178,18 @@ def test_the_changes_of_the_upgrade(tmp_path: Path, npm: Path, upgrade: Path) ->
         assert old.lstat().st_mode == new.lstat().st_mode
         if old.is_file():
             assert old.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.long
+def test_debians_containerd_daemon(
+    tmp_path: Path, npm: Path, upgrade: Path, upgraded: dict[bytes, trees.Seen]
+) -> None:
+    """Import and mount by the daemon that Debian ships, its overlayfs snapshotter included."""
+    programs = real.debian_containerd()
+    if programs is None:
+        pytest.skip("no apt to fetch Debian's containerd with")
+    base = export(npm, tmp_path / "base.tar", Form.FLAT)
+    layer = export(upgrade, tmp_path / "upgrade.tar", Form.OVERLAY, npm)
+    layout = peers.oci_layout(tmp_path / "layout", [base.read_bytes(), layer.read_bytes()])
+    with peers.daemon_unpack(programs, tmp_path / "containerd", layout) as merged:
+        assert trees.scan(merged) == upgraded

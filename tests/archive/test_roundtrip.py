@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
@@ -190,12 +191,75 @@ def _without_directory_xattrs(seen: dict[bytes, trees.Seen]) -> dict[bytes, tree
     return {path: replace(at, xattrs=()) if at.kind == "d" else at for path, at in seen.items()}
 
 
-def _export(upper: Path, archive: Path, form: Form) -> bytes:
+def _export(upper: Path, archive: Path, form: Form, *, times: Literal["s", "ns"] = "ns") -> bytes:
     with archive.open("wb") as out:
-        write(upper, out, form=form, times="ns")
+        write(upper, out, form=form, times=times)
     return archive.read_bytes()
 
 
 def _import(archive: Path, root: Path, form: Form) -> None:
     with archive.open("rb") as stream:
         apply(stream, root, form=form, durable=False)
+
+
+_UMOCI = settings(_SETTINGS, max_examples=50)
+
+
+@pytest.mark.lane("root", "overlay", "umoci")
+def test_umoci_unpacks_our_layers() -> None:
+    seen: Counter[str] = Counter()
+
+    @_UMOCI
+    @given(trees.trees(full=True), layers.deeds)
+    def check(tree: trees.Tree, deeds: list[layers.Deed]) -> None:
+        with _scratch() as (lower, target, archive):
+            trees.make(lower, tree)
+            with layers.overlay(archive.parent, [lower]) as (merged, upper):
+                _note(seen, layers.perform(merged, deeds) | trees.features(tree))
+                tars = [_export(lower, archive, Form.FLAT, times="s")]
+                tars.append(_export(upper, archive, Form.OVERLAY, times="s"))
+                expected = trees.scan(merged, seconds=True)
+            layout = peers.oci_layout(target / "layout", tars)
+            assert trees.scan(peers.umoci_unpack(layout, target / "bundle")) == expected
+
+    check()
+    assert seen.keys() >= EVERY_DEED | EVERY_FEATURE
+
+
+@pytest.mark.lane("root", "umoci")
+def test_we_apply_umocis_layers() -> None:
+    seen: Counter[str] = Counter()
+
+    @_UMOCI
+    @given(trees.trees(full=True), layers.deeds)
+    def check(tree: trees.Tree, deeds: list[layers.Deed]) -> None:
+        with _scratch() as (lower, target, archive):
+            trees.make(lower, tree)
+            layout = peers.oci_layout(target / "layout", [_export(lower, archive, Form.FLAT, times="s")])
+            root = peers.umoci_unpack(layout, target / "bundle")
+            peers.run("cp", "-a", root, target / "flat")
+            done = layers.perform(root, deeds)
+            # umoci writes whiteouts below what has become a file.
+            assume(not any(at.kind == "-" and tree[path].kind == "d" for path, at in _known(root, tree)))
+            _note(seen, done | trees.features(tree))
+            archive.write_bytes(peers.umoci_repack(layout, target / "bundle"))
+            _import(archive, target / "flat", Form.FLAT)
+            assert _as_umoci_tells(trees.scan(target / "flat")) == _as_umoci_tells(trees.scan(root))
+
+    check()
+    assert seen.keys() >= EVERY_DEED | EVERY_FEATURE
+
+
+def _known(root: Path, tree: trees.Tree) -> list[tuple[bytes, trees.Seen]]:
+    return [(path, at) for path, at in trees.scan(root).items() if path in tree]
+
+
+def _as_umoci_tells(seen: dict[bytes, trees.Seen]) -> dict[bytes, trees.Seen]:
+    """Times to the nearest second, none of directories in which only something else has changed, no links
+    to what was there before."""
+    half = trees.SECOND // 2
+    told = {}
+    for path, at in _without_directory_xattrs(seen).items():
+        time = 0 if at.kind == "d" else (at.mtime + half) // trees.SECOND
+        told[path] = replace(at, mtime=time, links=())
+    return told

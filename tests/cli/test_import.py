@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -62,12 +64,24 @@ def test_a_docker_archive(cli: Cli, tmp_path: Path) -> None:
     cli("import", "d", f"docker-archive:{file}:other", code=3)
 
 
-def test_a_base_may_have_a_limit(cli: Cli) -> None:
-    cli("import", "a", "-", "--limit", "8m", stdin=LOWER)
-    assert cli.json("ls")[0]["limit"]["bytes"] == 8 << 20
-    assert cli("import", "b", "-", "-l", "8m", stdin=layer_tar({"x": bytes(10 << 20)}), code=6).out == b""
+def test_killed_in_the_middle_it_leaves_nothing(cli: Cli) -> None:
+    tar = layer_tar({"first": bytes(1 << 20), "second": bytes(8 << 20)})
+    with subprocess.Popen(
+        cli.command("import", "a", "-"), stdin=subprocess.PIPE, env=cli.environment
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(tar[: 4 << 20])
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not (cli.root / "diff/a/first").exists():
+            assert time.monotonic() < deadline, "nothing is extracted"
+            time.sleep(0.01)
+        assert cli("ls", "-q").lines == []
+        process.kill()
+    assert cli("ls", "-q").lines == []
+    assert not (cli.root / "diff/a").exists()
+    cli("import", "a", "-", stdin=tar)
     assert cli("ls", "-q").lines == ["a"]
-    assert cli("import", "b", "-", "--inodes", "8", stdin=LOWER, code=2).out == b""
 
 
 def _wrong_second_layer(layout: Layout) -> None:

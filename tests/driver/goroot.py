@@ -8,6 +8,7 @@ big                       a container with a quota of 600 MiB (4 KiB blocks) and
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -50,6 +51,15 @@ def capability(root: int | None = None) -> bytes:
     if root is None:
         return struct.pack("<5I", 0x02000001, permitted, 0, 0, 0)
     return struct.pack("<6I", 0x03000001, permitted, 0, 0, 0, root)
+
+
+def set_capability(path: Path, value: bytes) -> None:
+    """Set it where the kernel's ext4 has such attributes at all (CONFIG_EXT4_FS_SECURITY)."""
+    try:
+        os.setxattr(path, "security.capability", value)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
 
 
 class _Branch:
@@ -110,6 +120,12 @@ def make(root: Path) -> Path:
     return fstab
 
 
+def delete(root: Path) -> None:
+    """Deletes a root, with the directories that a driver keeps immutable."""
+    subprocess.run(["chattr", "-R", "-f", "-i", root], check=False, capture_output=True)
+    run("rm", "-rf", root)
+
+
 @contextmanager
 def mounted(root: Path, id: str) -> Iterator[Path]:
     """The quota image of ``id`` where the Go driver mounted it, by the same program."""
@@ -126,9 +142,9 @@ def _fill(root: Path, id: str) -> None:
         branch.file("bin/su", "su", mode=0o4755)
         branch.file("bin/wall", "wall", mode=0o2755, owner=5)
         ping = branch.file("bin/ping", "ping", mode=0o755)
-        os.setxattr(ping, "security.capability", capability())
+        set_capability(ping, capability())
         traced = branch.file("bin/traced", "traced", mode=0o755)
-        os.setxattr(traced, "security.capability", capability(SHIFT))
+        set_capability(traced, capability(SHIFT))
         for name in ("gone", "kept", "changed"):
             branch.file(f"etc/{name}", f"{name} of base")
         branch.file("opaque/old", "old")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -370,7 +371,7 @@ def test_interrupted_at_any_call_and_run_again(
     wanted = _observe(Driver(root))
     real: Callable[..., object] = getattr(os, call)
     for at in range(0, 10_000, 3):
-        goroot.run("rm", "-rf", root)
+        goroot.delete(root)
         goroot.run("cp", "-a", "--sparse=always", saved, root)
         calls = 0
 
@@ -408,6 +409,7 @@ def test_aufs_opens_it_as_it_is(root: Path, fstab: Path) -> None:
     driver = Driver(root)
     assert driver.union == "aufs"
     path = driver.get(CONTAINER)
+    # The layer is the root of its image; the empty directory that mke2fs made there is not shown.
     assert tree(path) == WHOLE
     assert (path / "bin/su").stat().st_uid == SHIFT
     size = goroot.QUOTAS[CONTAINER] * MIB
@@ -417,7 +419,17 @@ def test_aufs_opens_it_as_it_is(root: Path, fstab: Path) -> None:
     assert fill(path / "fill", 2 * size)[1] == errno.ENOSPC
     (path / "fill").unlink()
     assert "lost+found" not in {change.path.strip("/") for change in driver.changes(CONTAINER)}
+    with driver.diff(CONTAINER) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        names = tar.getnames()
+    assert {"upper/file", "etc/.wh.kept"} <= set(names)
+    assert not [name for name in names if name.startswith((".wh..wh.", "lost+found"))]
     driver.put(CONTAINER)
+    with pytest.raises(NotSupported, match="layerlimit migrate"):
+        driver.apply_diff(CONTAINER, io.BytesIO())
+    driver.create("new", CHILD, limit=Limit(16 * MIB))
+    with driver.mounted("new") as path:
+        assert fill(path / "fill", 64 * MIB)[1] == errno.ENOSPC
+    driver.remove("new")
     driver.cleanup()
     after = {name: facts for name, facts in goroot.picture(root).items() if _is_content(name)}
     assert after == before

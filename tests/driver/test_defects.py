@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
@@ -26,7 +25,7 @@ from layerlimit.union import Overlay, Stack, aufs_options
 from layerlimit.union import Union as UnionProtocol
 from tests import scratch
 from tests.driver import goroot
-from tests.driver.filling import fill
+from tests.driver.filling import fill, fill_inodes
 
 pytestmark = pytest.mark.lane("root", "overlay", "loop")
 
@@ -184,11 +183,8 @@ def test_09_inodes_usage_resize_and_discard(driver: Driver, root: Path) -> None:
     )
     assert b"quota" not in options.stdout
     assert b"discard" in options.stdout
-    made = 0
-    with contextlib.suppress(OSError):
-        while made < 2000:
-            (path / str(made)).touch()
-            made += 1
+    made, error = fill_inodes(path, 2000)
+    assert error == errno.ENOSPC
     assert 500 <= made <= 1100
     assert driver.usage("limited").inodes >= 500
     for number in range(made):
@@ -395,14 +391,13 @@ def test_22_archives_stay_in_their_layer(
     canary.write_text("alive")
     driver.create("base")
     (driver.get("base") / "link").symlink_to(tmp_path)
-    for number, entries in enumerate(
-        [
-            [("../../../../../../canary", b"dead")],
-            [("link", str(tmp_path)), ("link/canary", b"dead")],
-            [(str(canary), b"dead")],
-            [("link/.wh.canary", b"")],
-        ],
-    ):
+    attacks: list[list[tuple[str, str | bytes]]] = [
+        [("../../../../../../canary", b"dead")],
+        [("link", str(tmp_path)), ("link/canary", b"dead")],
+        [(str(canary), b"dead")],
+        [("link/.wh.canary", b"")],
+    ]
+    for number, entries in enumerate(attacks):
         id = f"child-{number}"
         driver.create(id, "base", limit=limit)
         raw = io.BytesIO()
@@ -422,7 +417,6 @@ def test_22_archives_stay_in_their_layer(
         except InvalidArgument:
             assert driver.changes(id) == []
         assert canary.read_text() == "alive"
-    assert not list(root.rglob("canary")) or canary.read_text() == "alive"
 
 
 def test_23_a_parent_cannot_be_removed(driver: Driver) -> None:

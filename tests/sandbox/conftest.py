@@ -37,8 +37,10 @@ def root(tmp_path: Path) -> Iterator[Path]:
         with context.mount() as made:
             made.attach(memory)
     try:
-        for name in ("upper", "work"):
+        # A /proc of the layer's own, so that overlay lets a test rename it.
+        for name in ("work", "upper", "upper/proc"):
             (memory / name).mkdir()
+        os.setxattr(memory / "upper/proc", "trusted.overlay.opaque", b"y")
         with overlay_of_host(memory / "upper", memory / "work", target):
             yield target
     finally:

@@ -56,6 +56,7 @@ def limited(tmp_path: Path) -> Iterator[Limited]:
         subprocess.run(["losetup", "--detach", str(device)], check=False, capture_output=True)
 
 
+@pytest.mark.guest
 def test_the_limit_holds_against_root_inside(limited: Limited) -> None:
     inside, name = limited.inside, limited.device.name
     minor = os.minor(limited.device.stat().st_rdev)

@@ -450,9 +450,13 @@ def test_engines_are_not_told_what_they_cannot_do() -> None:
     for name in ("a:b", "a,b", "a=b"):
         with pytest.raises(InvalidArgument, match="misread"):
             aufs(Recorder()).mounts(Stack((Path("/r") / name,)))
-    lowers = tuple(Path("/r") / stacks.sha256(number) for number in range(100))
-    with pytest.raises(NotSupported, match="do not fit the one call"):
-        aufs(Recorder()).mounts(Stack(lowers))
+    too_long = tuple(Path("/r") / stacks.sha256(number) for number in range(100))
+    too_many = tuple(Path("/r") / str(number) for number in range(OPTIONS_MAX))
+    for lowers in (too_long, too_many):
+        with pytest.raises(NotSupported, match="do not fit the one call"):
+            aufs(Recorder()).mounts(Stack(lowers))
+    (told,) = aufs(Recorder()).mounts(Stack(too_many[:-4]))
+    assert told.options[0].count(":") + len(told.options) - 1 == OPTIONS_MAX
 
 
 # ---- where there is AUFS ----

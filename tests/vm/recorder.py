@@ -1,6 +1,6 @@
-"""A pytest plugin for the run inside the guest: writes each report to a file as soon as there is one.
+"""A pytest plugin for the run inside the guest: runs what a file lists, writes each report to a file at once.
 
-The file outlives a guest that hangs or dies, so the tests before that keep their results.
+The reports outlive a guest that hangs or dies, so the tests before that keep their results.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
+CHOSEN = "LAYERLIMIT_CHOSEN"
 REPORTS = "LAYERLIMIT_REPORTS"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = set(Path(os.environ[CHOSEN]).read_text(encoding="utf-8").splitlines())
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
+    items[:] = [item for item in items if item.nodeid in chosen]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

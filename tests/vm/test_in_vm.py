@@ -20,29 +20,37 @@ from tests import conftest
 from tests.vm import guest, recorder
 from tests.vm.machine import CHECKOUT, MachineError
 
-pytestmark = [pytest.mark.lane("vm"), pytest.mark.timeout(3600)]
+GUEST_SECONDS = 3 * 3600.0
+
+pytestmark = [pytest.mark.lane("vm"), pytest.mark.timeout(GUEST_SECONDS + 600)]
+
+# Left to `make test-vm`, since they take minutes on an emulated processor.
+SLOW = ("42_layers", "concurrent_access", "deep_layer", "image-500", "image-all")
 
 SELECTIONS = {
-    "short": ["--for-guest", "tests", "--ignore=tests/vm"],
-    "all": ["tests", "--ignore=tests/vm", "--ignore=tests/test_linters.py", "--ignore=tests/test_lanes.py"],
+    "short": ["--for-guest", "-k", f"not ({' or '.join(SLOW)})"],
+    "all": ["--ignore=tests/test_linters.py", "--ignore=tests/test_lanes.py"],
 }
 
 
 @functools.cache
-def chosen(selection: str) -> list[str]:
-    """The node ids of the guest's tests, as the same command collects them on the host."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, *SELECTIONS[selection]], cwd=CHECKOUT, check=False, capture_output=True, text=True
-    )
+def selected(selection: str, *options: str) -> list[str]:
+    """The node ids of a selection."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *options]
+    command += [*SELECTIONS[selection], "--ignore=tests/vm", "tests"]
+    done = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True)
     if done.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise pytest.UsageError(f"collecting the tests of the guest failed:\n{done.stdout}{done.stderr}")
     return [line for line in done.stdout.splitlines() if line.startswith("tests/") and "::" in line]
 
 
+def long_option(config: pytest.Config) -> list[str]:
+    return ["--long"] if config.option.long else []
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "guest_test" in metafunc.fixturenames:
-        names = chosen(metafunc.config.option.guest)
+        names = selected(metafunc.config.option.guest, *long_option(metafunc.config))
         metafunc.parametrize("guest_test", names, ids=[name.removeprefix("tests/") for name in names])
 
 
@@ -55,16 +63,25 @@ class GuestRun:
     end: str
 
 
+def chosen_in(session: pytest.Session) -> list[str]:
+    """The guest's tests that this run is to report: all of the selection, or what ``-k`` left of it."""
+    parameters = [item.callspec.params for item in session.items if hasattr(item, "callspec")]
+    return [str(each["guest_test"]) for each in parameters if "guest_test" in each]
+
+
 @pytest.fixture(scope="module")
 def guest_run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> GuestRun:
     directory = tmp_path_factory.mktemp("guest")
+    chosen = chosen_in(request.session)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.vm.recorder"]
     # Emulated processors are some ten times slower than the ones the tests' own timeouts are made for.
-    command += ["-o", "timeout=1800", *SELECTIONS[request.config.option.guest]]
-    environment = {recorder.REPORTS: "/run/share/reports"}
+    command += ["-o", "timeout=1800", *long_option(request.config)]
+    command += sorted({name.partition("::")[0] for name in chosen})
+    environment = {recorder.REPORTS: "/run/share/reports", recorder.CHOSEN: "/run/share/chosen"}
     with guest.guest(directory) as machine:
+        (machine.share / "chosen").write_text("\n".join(chosen), encoding="utf-8")
         try:
-            done = guest.run(machine, *command, env=environment, timeout=3500.0)
+            done = guest.run(machine, *command, env=environment, timeout=GUEST_SECONDS)
         except MachineError as error:
             output, end = "", str(error)
         else:
@@ -98,7 +115,7 @@ def test_in_vm(guest_test: str, guest_run: GuestRun, request: pytest.FixtureRequ
 
 
 def test_guest_ran_nothing_else(guest_run: GuestRun, request: pytest.FixtureRequest) -> None:
-    assert sorted(guest_run.reports) == sorted(chosen(request.config.option.guest)), guest_run.end
+    assert sorted(guest_run.reports) == sorted(chosen_in(request.session)), guest_run.end
 
 
 def test_guest_has_what_it_is_for(guest_run: GuestRun) -> None:

@@ -21,6 +21,7 @@ from typing import Protocol, Self
 
 from layerlimit.archive.form import META_PREFIX, is_overlay_attribute
 from layerlimit.archive.metadata import strip_acls
+from layerlimit.archive.remove import remove_tree
 from layerlimit.archive.tarformat import printable
 from layerlimit.errors import InvalidArgument
 from layerlimit.linux import xattr
@@ -36,7 +37,9 @@ from layerlimit.linux.openat2 import (
 
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_WITHIN = _BENEATH | RESOLVE_NO_XDEV
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_CHILD = _OPEN_DIRECTORY | os.O_NOFOLLOW
 _PROBE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _KEPT = 256  # directories kept open; far below the usual limit of 1024 descriptors
 _LINKS = 40  # links in one resolution, as in the kernel (MAXSYMLINKS)
@@ -219,11 +222,11 @@ class Tree:
 
     def made(self, path: bytes, directory: Directory, name: bytes) -> Directory:
         """Keep the directory ``name`` that was just made in ``directory``; ``path`` leads to it."""
-        fd = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory.fd)
+        fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
         made = Directory(
             fd, acl=directory.acl, setgid=not directory.exact, fresh=True, marked=False, tracked=self.tracked
         )
-        self.kept[path] = made
+        self._remember(path, made)
         if self.tracked:
             self._made.add(made.identity)
         return made
@@ -232,7 +235,7 @@ class Tree:
         """Keep the directory ``name`` that was found in ``directory``; ``path`` leads to it."""
         if path in self.kept:
             return self.kept[path]
-        fd = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory.fd)
+        fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
         return self._keep(path, fd, fresh=False)
 
     def wrote(self, directory: Directory, name: bytes) -> None:
@@ -241,6 +244,10 @@ class Tree:
             self._written.setdefault(directory.identity, set()).add(name)
             if not directory.noted:
                 self._note(directory)
+
+    def is_ours(self, directory: Directory, name: bytes) -> bool:
+        """Whether ``name`` in ``directory`` was written by this layer, and not there before."""
+        return not directory.tracked or name in self._written.get(directory.identity, ())
 
     def remove(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """Remove ``name``, a directory with all that is in it; its former status, None if it was missing."""
@@ -266,7 +273,7 @@ class Tree:
         while pending:
             path = pending.pop()
             with ExitStack() as closing:
-                fd = openat2(directory.fd, path or b".", _OPEN_DIRECTORY, resolve=_BENEATH | RESOLVE_NO_XDEV)
+                fd = openat2(directory.fd, path or b".", _OPEN_DIRECTORY, resolve=_WITHIN)
                 closing.callback(os.close, fd)
                 status = os.fstat(fd)
                 identity = (status.st_dev, status.st_ino)
@@ -284,8 +291,13 @@ class Tree:
 
     def _keep(self, path: bytes, fd: int, *, fresh: bool) -> Directory:
         directory = self._describe(fd, fresh=fresh)
-        self.kept[path] = directory
+        self._remember(path, directory)
         return directory
+
+    def _remember(self, path: bytes, directory: Directory) -> None:
+        if path in self.kept:  # only if somebody else has removed it
+            self._retired.append(self.kept[path])
+        self.kept[path] = directory
 
     def _describe(self, fd: int, *, fresh: bool, top: bool = False) -> Directory:
         try:
@@ -311,13 +323,16 @@ class Tree:
         path = self._physical(directory.fd)
         if not path:
             return
-        with ExitStack() as closing:
-            fd = self.fd
+        fd = os.dup(self.fd)
+        try:
             for name in path.split(b"/"):
                 status = os.fstat(fd)
                 self._written.setdefault((status.st_dev, status.st_ino), set()).add(name)
-                fd = os.open(name, _PROBE | os.O_NOFOLLOW, dir_fd=fd)
-                closing.callback(os.close, fd)
+                inner = os.open(name, _PROBE | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+        finally:
+            os.close(fd)
 
     def _physical(self, fd: int) -> bytes | None:
         """The path below the root of an open directory; None if somebody moved it away."""
@@ -376,7 +391,7 @@ class Tree:
             # Only its owner may look inside until it has its own mode.
             os.mkdir(name, 0o700, dir_fd=fd)
             self.wrote(parent, name)
-            child = os.open(name, _OPEN_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            child = os.open(name, _OPEN_CHILD, dir_fd=fd)
             try:
                 status = os.fstat(child)
                 if self.tracked:
@@ -477,61 +492,6 @@ def clean(name: bytes) -> bytes:
         elif part and part != b".":
             parts.append(part)
     return b"/".join(parts)
-
-
-def remove_tree(parent: int, name: bytes) -> None:
-    """Remove ``name`` from the open directory ``parent``, with everything below, following nothing.
-
-    Depth costs neither stack nor descriptors: the way back is ``..``, checked to be where we came from. A
-    mount below is not entered (EXDEV, EBUSY).
-    """
-    try:
-        fd = openat2(parent, name, _OPEN_DIRECTORY | os.O_NOFOLLOW, resolve=_BENEATH | RESOLVE_NO_XDEV)
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        os.unlink(name, dir_fd=parent)
-        return
-    try:
-        way: list[tuple[bytes, tuple[int, int]]] = []
-        pending = [_unlink_all(fd)]
-        while True:
-            if pending[-1]:
-                child = pending[-1].pop()
-                status = os.fstat(fd)
-                inner = openat2(
-                    fd, child, _OPEN_DIRECTORY | os.O_NOFOLLOW, resolve=_BENEATH | RESOLVE_NO_XDEV
-                )
-                os.close(fd)
-                fd = inner
-                way.append((child, (status.st_dev, status.st_ino)))
-                pending.append(_unlink_all(fd))
-            elif way:
-                pending.pop()
-                child, identity = way.pop()
-                outer = os.open(b"..", _OPEN_DIRECTORY, dir_fd=fd)
-                os.close(fd)
-                fd = outer
-                status = os.fstat(fd)
-                if (status.st_dev, status.st_ino) != identity:
-                    raise os_error(errno.EXDEV, "moved while it was removed", name)
-                os.rmdir(child, dir_fd=fd)
-            else:
-                break
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=parent)
-
-
-def _unlink_all(fd: int) -> list[bytes]:
-    """Unlink all entries of a directory but its directories, whose names are returned."""
-    directories = []
-    for name in _names(fd):
-        try:
-            os.unlink(name, dir_fd=fd)
-        except IsADirectoryError:
-            directories.append(name)
-    return directories
 
 
 def _names(fd: int) -> list[bytes]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import struct
 import tempfile
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from layerlimit.archive import tarformat as tar
 from layerlimit.archive.contain import Deletions, Directory, Tree, clean
@@ -16,6 +17,7 @@ from layerlimit.archive.form import AUFS_LINKS, META_PREFIX, OPAQUE_MARKER, WHIT
 from layerlimit.archive.limits import MIB, Limits
 from layerlimit.archive.metadata import (
     DEFAULT_ACL,
+    MAX_TIME,
     Notes,
     check_owner,
     chmod_entry,
@@ -57,7 +59,8 @@ class Extractor:
         self._deletions = deletions
         self._limits = limits
         self._links = LinkStore()
-        self._waiting = tempfile.SpooledTemporaryFile(max_size=_WAITING_BYTES)  # noqa: SIM115
+        self._waiting: IO[bytes] = io.BytesIO()
+        self._waiting_bytes = 0
         self._uid, self._gid = os.geteuid(), os.getegid()
         self._umask = process_umask()
         self._fix = self._umask | _SET_IDS
@@ -81,46 +84,46 @@ class Extractor:
     def run(self) -> None:
         """Extract all entries, and set the times of directories at the end."""
         reader, tree, short = self._reader, self._tree, self._short
-        regular, advance = tar.REGULAR, reader.advance
+        regular, advance, kept, new_file = tar.REGULAR, reader.advance, tree.kept, self._new_file
         while advance():
-            name = reader.name
             # Most entries are files with a clean name in a directory that is open: no part of it starts
             # with a dot (so no mark and no ".."), no slash at either end. "/" is 47, "." is 46.
-            if (
-                reader.type == regular
-                and len(name) <= short
-                and name
-                and name[0] > 47
-                and b"/." not in name
-                and b"//" not in name
-                and not reader.xattrs
-                and reader.regions is None
-            ):
-                head, _, base = name.rpartition(b"/")
-                directory = tree.kept.get(head)
-                if directory is not None and base and directory.plain and self._new_file(directory, base):
-                    continue
+            if reader.type == regular:
+                name = reader.name
+                if 0 < len(name) <= short and name[0] > 47 and b"/." not in name and b"//" not in name:
+                    head, _, base = name.rpartition(b"/")
+                    directory = kept.get(head)
+                    if (
+                        directory is not None
+                        and directory.plain
+                        and base
+                        and not reader.xattrs
+                        and reader.regions is None
+                        and new_file(directory.fd, base)
+                    ):
+                        continue
             self._entry()
+            kept = tree.kept
         self._finish()
 
-    def _new_file(self, directory: Directory, base: bytes) -> bool:
+    def _new_file(self, parent: int, base: bytes) -> bool:
         """The short way for a new plain file; False, with nothing done, if the name is taken."""
         reader = self._reader
-        mode, uid, gid = reader.mode, reader.uid, reader.gid
+        mode = reader.mode
         try:
-            fd = os.open(base, _CREATE, mode & 0o777, dir_fd=directory.fd)
+            fd = os.open(base, _CREATE, mode & 0o777, dir_fd=parent)
         except FileExistsError:
             return False
         try:
             if reader.size:
                 self._write(fd)
-            if uid != self._uid or gid != self._gid:
+            if reader.uid != self._uid or reader.gid != self._gid:
                 check_owner(reader)
-                os.fchown(fd, uid, gid)
+                os.fchown(fd, reader.uid, reader.gid)
             if mode & self._fix:
                 os.fchmod(fd, mode)
             mtime = reader.mtime
-            if reader.atime is None and 0 <= mtime < 2**63:
+            if reader.atime is None and 0 <= mtime <= MAX_TIME:
                 os.utime(fd, ns=(mtime, mtime))
             else:
                 os.utime(fd, ns=entry_times(reader))
@@ -190,6 +193,8 @@ class Extractor:
     def _checked(self, name: bytes) -> bytes:
         """``name`` cleaned and within the limits."""
         limits = self._limits
+        if name and len(name) <= self._short and name[0] > 47 and b"/." not in name and b"//" not in name:
+            return name.rstrip(b"/")  # as in run()
         path = clean(name)
         if len(path) > limits.path_bytes:
             raise invalid(f"the name {printable(path)} has {len(path)} bytes", code="archive.limit")
@@ -285,8 +290,16 @@ class Extractor:
         if kept or reader.mode & self._fix or not directory.exact:
             os.fchmod(child.fd, reader.mode)
         child.changed(mode=reader.mode, acl=kept and child.acl)
-        atime, mtime = entry_times(reader)
-        self._waiting.write(_WAITING.pack(len(path), len(acl), atime, mtime) + path + acl)
+        self._wait(path, acl, *entry_times(reader))
+
+    def _wait(self, path: bytes, acl: bytes, atime: int, mtime: int) -> None:
+        """Keep what is to be set on the directory ``path`` at the end."""
+        record = _WAITING.pack(len(path), len(acl), atime, mtime) + path + acl
+        self._waiting.write(record)
+        self._waiting_bytes += len(record)
+        if self._waiting_bytes > _WAITING_BYTES and isinstance(self._waiting, io.BytesIO):
+            held, self._waiting = self._waiting, tempfile.TemporaryFile()  # noqa: SIM115 - closed at exit
+            self._waiting.write(held.getbuffer())
 
     def _symlink(self, head: bytes, base: bytes) -> None:
         reader = self._reader
@@ -368,7 +381,9 @@ class Extractor:
         except FileExistsError:
             tree.remove(directory, base)
             os.link(target_base, base, **names, follow_symlinks=False)
-        self._link_metadata(directory, base, status)
+        # An inode from before may be shared with a tree that this one will replace only if all goes well.
+        if tree.is_ours(source, target_base):
+            self._link_metadata(directory, base, status)
 
     def _link_metadata(self, directory: Directory, base: bytes, status: os.stat_result) -> None:
         """The link's header once more, as engines do: what differs from the file is set on it."""
@@ -440,7 +455,8 @@ class Extractor:
         waiting.seek(0)
         while head := waiting.read(_WAITING.size):
             path_length, acl_length, atime, mtime = _WAITING.unpack(head)
-            self._set_directory(waiting.read(path_length), waiting.read(acl_length), atime, mtime)
+            path, acl = waiting.read(path_length), waiting.read(acl_length) if acl_length else b""
+            self._set_directory(path, acl, atime, mtime)
 
     def _set_directory(self, path: bytes, acl: bytes, atime: int, mtime: int) -> None:
         kept = self._tree.kept.get(path)
@@ -462,5 +478,5 @@ class Extractor:
 
 
 def _in_user_namespace() -> bool:
-    with open("/proc/self/uid_map", encoding="ascii") as uid_map:
-        return uid_map.read().split() != ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map", "rb") as uid_map:
+        return uid_map.read().split() != [b"0", b"0", b"4294967295"]

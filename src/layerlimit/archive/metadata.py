@@ -13,7 +13,7 @@ from layerlimit.archive.reader import Reader
 from layerlimit.archive.tarformat import invalid, printable
 from layerlimit.linux import xattr
 
-_MAX_NANOSECONDS = 2**63 - 1
+MAX_TIME = 2**63 - 1  # nanoseconds
 _MAX_ID = 2**32 - 2  # chown takes the next one for "leave as it is"
 _KEPT_NOTES = 20
 DEFAULT_ACL = b"system.posix_acl_default"
@@ -35,21 +35,23 @@ class Notes:
 
 def process_umask() -> int:
     """The umask of this process, read and not changed: threads share it."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("Umask:"):
+    for line in Path("/proc/self/status").read_bytes().splitlines():
+        if line.startswith(b"Umask:"):
             return int(line.split()[1], 8)
     return 0o777
 
 
 def bound_time(nanoseconds: int) -> int:
     """``nanoseconds``, or 1970 where file systems and the engines have no such time."""
-    return nanoseconds if 0 <= nanoseconds <= _MAX_NANOSECONDS else 0
+    return nanoseconds if 0 <= nanoseconds <= MAX_TIME else 0
 
 
 def entry_times(reader: Reader) -> tuple[int, int]:
     """Access and modification time of the current entry; never accessed before it was modified."""
     modified = bound_time(reader.mtime)
-    return (modified if reader.atime is None else max(bound_time(reader.atime), modified)), modified
+    if reader.atime is None:
+        return modified, modified
+    return max(bound_time(reader.atime), modified), modified
 
 
 def check_owner(reader: Reader) -> None:

@@ -22,15 +22,13 @@ from layerlimit.archive import Applied, Change, Form, Limits
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Locks
-from layerlimit.driver.mounting import VIEW, Mounter, layer_of
+from layerlimit.driver.mounting import STAGE, VIEW, Mounter, layer_of
 from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import delete_tree
-from layerlimit.errors import Busy, from_os_error
+from layerlimit.errors import Busy, NotSupported, from_os_error
 from layerlimit.limit import ImageLimiter
 from layerlimit.linux import files, xattr
 from layerlimit.union import Union
-
-_STAGE = "apply"
 
 
 class Content:
@@ -112,6 +110,12 @@ class Content:
                     hint="unmount it, and the layers above it, first",
                     code="layer.held",
                 )
+            if layer.record is not None and layer.record.rooted:
+                raise NotSupported(
+                    f"layer {id} is the whole of an image that the Go driver made and cannot take a diff",
+                    hint="apply it to a new layer, or convert the root with 'layerlimit migrate'",
+                    code="layer.go_image",
+                )
             with ExitStack() as undo:
                 undo.callback(self._mounter.settle, layer, held)
                 # Only so that a sweep finds what is attached, should we be killed.
@@ -124,7 +128,7 @@ class Content:
                     work = self._layout.work(id)
                     work.mkdir(mode=0o711, exist_ok=True)
                 form = Form.FLAT if flat else self._form
-                return self._replace(layer, upper, work / _STAGE, stream, stack.lowers, form, limits)
+                return self._replace(layer, upper, work / STAGE, stream, stack.lowers, form, limits)
 
     def _users(self, id: str) -> list[str]:
         """The keys with holds that show the layer: its own, and those of layers above it."""
@@ -167,6 +171,12 @@ class Content:
             return applied
         except OSError as error:
             raise from_os_error(error, f"apply a diff to layer {layer.id}") from error
+        except RecursionError as error:
+            raise NotSupported(
+                f"layer {layer.id} has directories nested too deep to take a diff",
+                hint="remove them, or apply the diff to a new layer",
+                code="layer.depth",
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 delete_tree(stage)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,7 @@ from layerlimit.limit import MIB, Health, ImageLimiter, Limit, Record, Usage
 from layerlimit.limit import limiter as make_limiter
 from layerlimit.linux import files
 from layerlimit.linux.statfs import statfs
+from layerlimit.linux.statx import is_mount_point
 from layerlimit.union import Mount, Union
 
 
@@ -109,7 +111,13 @@ class Driver:
 
     # -- create and remove -------------------------------------------------------------------------
 
-    def create(self, id: str, parent: str = "", *, limit: Limit | None = None) -> None:
+    def create(
+        self,
+        id: str,
+        parent: str = "",
+        *,
+        limit: Limit | None = None,
+    ) -> None:
         """Make the layer ``id`` over ``parent`` (a base when ``""``), writable up to ``limit``.
 
         On return the layer is durable; after a crash before that it is whole or not there. Raises
@@ -150,16 +158,20 @@ class Driver:
         """The steps of a creation. ``meta/<id>`` first: pieces with it but without a chain are half-made."""
         record = None
         try:
-            if limit is not None:
-                self._records.write_record(id, Record(limit=limit, limiter=self._limiter_name))
-                record = self._limiter.create(id, limit, self.owner)
-                files.sync_directory(self._limiter.image(id).parent)
-            self._records.write_record(id, record)
+            if limit is None:
+                self._records.write_record(id, None)
+            else:
+                record = self._limiter.create(
+                    id, limit, self.owner, announce=partial(self._records.write_record, id)
+                )
             for path in (self._layout.diff(id), self._layout.mnt(id)):
                 path.mkdir(mode=0o755)
                 path.chmod(0o755)
                 os.chown(path, *self.owner)
-            files.sync_directory(self._layout.root / "diff")
+                if record is not None and not self._layout.go:
+                    files.set_immutable(path, True)  # nothing is ever to be written past the image
+            if record is None:
+                files.sync_directory(self._layout.root / "diff")  # an image brings what it is bound at
             self._records.write_chain(id, chain)
         except OSError as error:
             raise from_os_error(error, f"create layer {id}") from error
@@ -172,10 +184,11 @@ class Driver:
             )
         self.create(id, parent, limit=Limit(quota * MIB) if quota else None)
 
-    def remove(self, id: str) -> None:
-        """Unmount and remove the layer, whoever holds it persistently; NotFound when it is not there.
+    def remove(self, id: str, *, force: bool = True) -> None:
+        """Unmount and remove the layer; NotFound when it is not there.
 
-        Busy when it has children, a process hold lives, or the kernel says that it is in use; then the
+        Persistent holds end with it, unless ``force`` is False: then they make it Busy. Busy also when it
+        has children, a process hold lives, or the kernel says that it is in use; then the
         layer is kept. After a crash it is whole, or gone and swept at the next opening.
         """
         check_id(id)
@@ -193,6 +206,8 @@ class Driver:
                 raise Busy(
                     f"layer {id} is in use by a running process", hint="end it first", code="layer.held"
                 )
+            if not force and (self._mounter.count(id) or self._mounter.count(id + VIEW)):
+                raise Busy(f"layer {id} is mounted", hint="unmount it first", code="layer.held")
             self._mounter.take_down(layer, held)
             entry = self._removal.discard(id)
         self._removal.delete(entry)
@@ -239,15 +254,18 @@ class Driver:
             return path
 
     def put(self, id: str, *, read_only: bool = False) -> None:
-        """Give up one :meth:`get`; the last one unmounts. Without a get it does nothing.
+        """Give up one :meth:`get`, or what :meth:`mounts` attached; the last one unmounts.
 
-        Busy when the kernel will not unmount; the hold is then kept.
+        Without either it does nothing. Busy when the kernel will not unmount; the hold is then kept.
         """
         check_id(id)
         with self._locks.hold(id) as held:
-            layer = self._records.load(id)
+            layer = self._load_for_removal(id)
             key = id + VIEW if read_only or not self._mounter.count(id) else id
             count = self._mounter.count(key)
+            if not count and not read_only and self._holds.of_engine(id):
+                self._release(layer, held)
+                return
             self._holds.set_count(key, max(count - 1, 0))
             try:
                 if count <= 1:
@@ -286,8 +304,8 @@ class Driver:
     def mounts(self, id: str, *, read_only: bool = False) -> list[Mount]:
         """What an engine has to mount to see the layer. Its images are attached, nothing is mounted.
 
-        They stay attached until :meth:`put` (or :meth:`release`), :meth:`remove`, :meth:`cleanup` or the
-        boot; call again after a reboot.
+        They stay attached until :meth:`release` (or a :meth:`put` without a get), :meth:`remove`,
+        :meth:`cleanup` or the boot; call again after a reboot.
         """
         key = check_id(id) + VIEW if read_only else check_id(id)
         with self._locks.hold(id) as held:
@@ -304,19 +322,24 @@ class Driver:
                 raise
 
     def release(self, id: str) -> None:
-        """Take back what :meth:`mounts` attached; Busy while something is still mounted from it."""
+        """Take back what :meth:`mounts` attached; Busy while a process uses it directly.
+
+        What an engine still has mounted goes on until it is unmounted, on the same image, within its limit.
+        """
         check_id(id)
         with self._locks.hold(id) as held:
-            layer = self._records.load(id)
-            keys = [key for key in (id, id + VIEW) if self._holds.of_engine(key)]
-            try:
-                for key in keys:
-                    self._holds.set_engine(key, False)
-                self._mounter.settle(layer, held)
-            except Busy:
-                for key in keys:
-                    self._holds.set_engine(key, True)
-                raise
+            self._release(self._load_for_removal(id), held)
+
+    def _release(self, layer: Layer, held: Held) -> None:
+        keys = [key for key in (layer.id, layer.id + VIEW) if self._holds.of_engine(key)]
+        try:
+            for key in keys:
+                self._holds.set_engine(key, False)
+            self._mounter.settle(layer, held)
+        except Busy:
+            for key in keys:
+                self._holds.set_engine(key, True)
+            raise
 
     def sync(self, id: str) -> None:
         """Make everything written to the layer durable: its image, or the root's file system, is synced."""
@@ -340,9 +363,15 @@ class Driver:
         """All layers, sorted."""
         return self._records.ids()
 
+    def is_mounted(self, id: str) -> bool:
+        """Whether the kernel shows a mount of the layer or of its view, at this moment; never waits."""
+        places = (self._layout.mnt(check_id(id)), self._layout.mnt(id + VIEW), self._layout.diff(id))
+        return any(map(is_mount_point, places))
+
     def parent(self, id: str) -> str:
         """The parent's id, ``""`` for a base; NotFound."""
-        return self._records.load(check_id(id)).parent
+        chain = self._records.chain(check_id(id))
+        return chain[0] if chain else ""
 
     def chain(self, id: str) -> tuple[str, ...]:
         """The ancestors' ids, nearest first; NotFound."""
@@ -468,11 +497,14 @@ class Driver:
         """Grow with the intent on record first: a crash in between is finished by the next use."""
         before = replace(record, growing=None)
         try:
+            size = self._limiter.size(id)
             self._records.write_record(id, replace(record, growing=limit))
             try:
-                after = self._limiter.resize(id, before, limit)
+                after = self._limiter.resize(id, record, limit)
             except Error:
-                self._records.write_record(id, before)
+                # What has grown and could not be made durable stays on record, for the next use to finish.
+                if self._limiter.size(id) == size:
+                    self._records.write_record(id, before)
                 raise
             self._records.write_record(id, after)
         except OSError as error:

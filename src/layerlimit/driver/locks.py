@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from layerlimit.errors import from_os_error
 from layerlimit.linux.files import lock_ranges
 
 _ROOT = 0
@@ -40,15 +41,21 @@ class Locks:
 
     @contextlib.contextmanager
     def hold(self, *ids: str) -> Iterator[Held]:
-        """Lock these layers for one operation; others on the same layers wait."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        """Lock these layers for one operation; others on the same layers wait.
+
+        An OSError that the operation let through leaves here as a typed error.
+        """
         try:
-            lock_ranges(fd, [_ROOT], exclusive=False)
-            held = Held(fd)
-            held.add(ids)
-            yield held
-        finally:
-            os.close(fd)
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                lock_ranges(fd, [_ROOT], exclusive=False)
+                held = Held(fd)
+                held.add(ids)
+                yield held
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise from_os_error(error, f"work on layer {', '.join(ids)}") from error
 
     @contextlib.contextmanager
     def attempt(self, id: str) -> Iterator[Held | None]:

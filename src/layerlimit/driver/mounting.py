@@ -10,24 +10,37 @@ that nobody needs is detached by the next :meth:`Mounter.settle` or sweep. Givin
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Held
 from layerlimit.driver.records import Layer, Records
+from layerlimit.driver.removal import delete_tree
 from layerlimit.errors import Busy, Corrupt, Error, NotFound, from_os_error
 from layerlimit.limit import Limiter, Place, Record
-from layerlimit.linux import files
-from layerlimit.linux.statx import is_mount_point
+from layerlimit.linux import files, xattr
+from layerlimit.linux.statfs import statfs
+from layerlimit.linux.statx import is_mount_point, statx
 from layerlimit.union import Stack, Union
 
 VIEW = "@ro"
+STAGE = "apply"  # beside overlay's own directory in a work directory: the next content of a layer
 
 
 def layer_of(key: str) -> str:
     """The id of the layer that a key shows."""
     return key.removesuffix(VIEW)
+
+
+def _overlay_id(upper: Path) -> int | None:
+    """The file-system id that an overlay with this upper reports: ``uuid_to_fsid`` of its attribute."""
+    raw = xattr.find_xattr(os.fsencode(upper), b"trusted.overlay.uuid")
+    if raw is None or len(raw) != 16:
+        return None
+    return int.from_bytes(raw[:8], "little") ^ int.from_bytes(raw[8:], "little")
 
 
 class Mounter:
@@ -46,7 +59,7 @@ class Mounter:
 
     def is_up(self, key: str) -> bool:
         """Whether the kernel shows the mount of ``key``; a plain base layer has none and is always up."""
-        if is_mount_point(self._layout.mnt(key)):
+        if self._union.is_mounted(self._layout.mnt(key)):
             return True
         if key.endswith(VIEW) or not self._records.exists(key):
             return False
@@ -96,13 +109,16 @@ class Mounter:
         try:
             stack = self.stack(layer, key, held, view=view)
             target = self.path(layer, view=view)
-            if (view or layer.chain) and not is_mount_point(target):
+            # Not "is a mount": a union that a killed process left half-made is mounted anew.
+            if (view or layer.chain) and not self._union.is_mounted(target):
                 target.mkdir(mode=0o755, exist_ok=True)
                 if stack.upper is not None and layer.record is None:
                     self._union.check_backing(stack.upper)
                 # Should somebody unmount this behind our back, the path must not turn into host disk.
                 files.set_immutable(target, True)
                 self._union.mount(stack, target)
+            if view or layer.chain:
+                self._prove(layer, target, stack)
             return target
         except OSError as error:
             self._undo(layer, key, held)
@@ -110,6 +126,29 @@ class Mounter:
         except BaseException:
             self._undo(layer, key, held)
             raise
+
+    def _prove(self, layer: Layer, target: Path, stack: Stack) -> None:
+        """Raise unless what is mounted at ``target`` is this stack, as far as the kernel can tell.
+
+        overlay reports the file-system id of its topmost directory or, since Linux 6.6, one that it keeps
+        there in an attribute: both are unique to an image. AUFS reports none (``aufs_statfs`` clears it).
+        """
+        top = stack.lowers[0] if stack.upper is None else stack.upper
+        if stack.upper is None and len(stack.lowers) == 1:
+            shown, wanted = statx(target), statx(top)
+            proven = (shown.device, shown.ino) == (wanted.device, wanted.ino)
+        else:
+            proven = statfs(target).name == self._union.name
+            if layer.record is not None:
+                here, want = os.statvfs(target), os.statvfs(top)
+                same = here.f_fsid in (want.f_fsid, _overlay_id(top)) if here.f_fsid else True
+                proven = proven and same and here.f_blocks == want.f_blocks
+        if not proven:
+            raise Corrupt(
+                f"something else is mounted at {target}, where layer {layer.id} belongs",
+                hint=f"unmount {target} and try again",
+                code="layer.foreign_mount",
+            )
 
     def _undo(self, layer: Layer, key: str, held: Held) -> None:
         """After a failed mount: give up what was attached for it, and keep the first error."""
@@ -132,10 +171,16 @@ class Mounter:
                 self._attach(layer.id, layer.record, key, read_only=True)
             return Stack((self._directory(layer.id), *lowers))
         if layer.record is None:
+            upper = self._directory(layer.id)
             work = self._layout.work(layer.id)
+            if upper.is_symlink():  # migrated from another disk, where its work directory has to be as well
+                work = upper.resolve().parent / f".layerlimit-work-{layer.id}"
             work.mkdir(mode=0o711, exist_ok=True)
-            return Stack(lowers, self._directory(layer.id), work)
+            delete_tree(work / STAGE)
+            return Stack(lowers, upper, work)
         place = self._attach(layer.id, layer.record, "", read_only=False)
+        if place.work is not None:
+            delete_tree(place.work / STAGE)
         return Stack(lowers, place.upper, place.work)
 
     def _directory(self, id: str) -> Path:
@@ -190,10 +235,17 @@ class Mounter:
             self.unmount(key)
             self._release_images(layer, key, held)
         if not self._in_use(layer.id) and not self._in_use(layer.id + VIEW):
+            self._drop_stage(layer.id)
             self._detach(layer.id)
         for key in idle:
             self._holds.set_count(key, 0)
             self._holds.forget(key)
+
+    def _drop_stage(self, id: str) -> None:
+        """Delete what a killed apply had made; an image that is not attached loses it when it is used."""
+        for work in (self._layout.work(id), self._layout.root / "img" / id / "work"):
+            with contextlib.suppress(OSError):
+                delete_tree(work / STAGE)
 
     def _in_use(self, key: str) -> bool:
         return (
@@ -208,7 +260,7 @@ class Mounter:
         try:
             while is_mount_point(target):
                 self._union.unmount(target)
-            if target.is_dir() and not self._stays_shut(layer_of(key)):
+            if target.is_dir() and not target.is_symlink() and not self._stays_shut(layer_of(key)):
                 files.set_immutable(target, False)
         except OSError as error:
             raise from_os_error(error, f"unmount layer {layer_of(key)}") from error
@@ -254,6 +306,10 @@ class Mounter:
         for key in (layer.id + VIEW, layer.id):
             self.unmount(key)
             self._release_images(layer, key, held)
-        self._detach_image(layer.id)
         self._holds.clear(layer.id + VIEW)
+        if self._holds.needed_by_child(layer.id, self.is_up):  # one that could not be taken down
+            self._holds.set_count(layer.id, 0)
+            self._holds.set_engine(layer.id, False)
+            return
+        self._detach_image(layer.id)
         self._holds.clear(layer.id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from layerlimit.driver.layout import Layout, is_id
-from layerlimit.errors import Corrupt, NotFound, from_os_error
+from layerlimit.errors import Corrupt, InvalidArgument, NotFound, from_os_error
 from layerlimit.limit import Limit, Record
 from layerlimit.linux import files
 
@@ -17,7 +17,7 @@ from layerlimit.linux import files
 class Meta(msgspec.Struct, frozen=True):
     """The file ``meta/<id>``; ``record`` is null for a layer without a limit."""
 
-    record: Record | None = None
+    record: Record | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Records:
             raise from_os_error(error, f"read the record of layer {id}") from error
         try:
             record = msgspec.json.decode(raw, type=Meta).record
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, InvalidArgument) as error:
             raise Corrupt(f"the record of layer {id} is damaged: {error}", code="layer.record") from error
         if record is None and os.path.lexists(image):
             raise Corrupt(

@@ -57,7 +57,7 @@ class Removal:
         """Move what is there of a layer into its trash entry; repeating it is harmless."""
         for name, path in self._layout.pieces(id):
             with contextlib.suppress(FileNotFoundError):
-                if name in ("diff", "mnt", "mnt-ro") and path.is_dir() and not path.is_symlink():
+                if name in ("diff", "img", "mnt", "mnt-ro") and path.is_dir() and not path.is_symlink():
                     files.set_immutable(path, False)
                 os.rename(path, entry / name)
 

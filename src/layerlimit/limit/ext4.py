@@ -26,7 +26,7 @@ INODE_SIZE = 256
 BYTES_PER_INODE = 16384
 JOURNAL = 4 * MIB
 MIN_BYTES = 4 * MIB  # below this mke2fs finds no room for the journal
-SPARE_INODES = 16  # 10 that ext4 keeps, the image's own directories, and those a union makes in them
+SPARE_INODES = 18  # 10 that ext4 keeps, the image's own directories, and what a union makes in them (AUFS: 4)
 
 _FEATURES = "^resize_inode,meta_bg,metadata_csum,metadata_csum_seed,64bit,extent,flex_bg"
 _SUPER_AT = 1024

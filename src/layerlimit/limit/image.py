@@ -12,7 +12,8 @@ taken away behind our back comes back as the same superblock.
 be a loop device whose backing file is, by device and inode, this layer's image; before mounting, the
 superblock must carry the UUID that was recorded when the layer was made and must fit the file.
 
-**Crash safety.** create: clone → own UUID → fsync (the driver removes a leftover). attach: nothing on disk
+**Crash safety.** create: what is to be is announced → clone → own UUID → fsync (the driver removes a
+leftover). attach: nothing on disk
 changes; a killed process leaves a device that frees itself, or mounts that the next call proves and uses.
 resize: lengthen the file → grow the file system → the driver records it; repeating each step is harmless.
 """
@@ -25,7 +26,7 @@ import os
 import stat
 import time
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,14 @@ class ImageLimiter:
 
     # -- create ------------------------------------------------------------------------------------
 
-    def create(self, id: str, limit: Limit, owner: tuple[int, int]) -> Record:
+    def create(
+        self,
+        id: str,
+        limit: Limit,
+        owner: tuple[int, int],
+        *,
+        announce: Callable[[Record], object] = lambda _: None,
+    ) -> Record:
         if limit.bytes < ext4.MIN_BYTES:
             raise InvalidArgument(
                 f"a limit of {limit.bytes} bytes is too small for an image",
@@ -77,6 +85,14 @@ class ImageLimiter:
         image = self.image(id)
         identity = uuids.uuid4()
         with self.templates.open(limit, owner) as template:
+            record = Record(
+                limit=limit,
+                limiter=self.name,
+                uuid=identity.hex,
+                fresh_blocks=template.free_blocks,
+                fresh_inodes=template.free_inodes,
+            )
+            announce(record)
             image.parent.mkdir(mode=0o700, exist_ok=True)
             try:
                 fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -91,16 +107,12 @@ class ImageLimiter:
                     raise
                 finally:
                     os.close(fd)
+                files.sync_directory(image.parent)
                 self._place(id).mkdir(mode=0o700, parents=True, exist_ok=True)
+                files.set_immutable(self._place(id), True)
             except OSError as error:
                 raise from_os_error(error, f"make the image of layer {id}") from error
-            return Record(
-                limit=limit,
-                limiter=self.name,
-                uuid=identity.hex,
-                fresh_blocks=template.free_blocks,
-                fresh_inodes=template.free_inodes,
-            )
+            return record
 
     # -- attach ------------------------------------------------------------------------------------
 
@@ -111,8 +123,11 @@ class ImageLimiter:
             fresh = False
             if not self._is_mounted(id, image):
                 fresh = self._mount(id, image, record, read_only=read_only)
-            elif not read_only:
-                self._make_writable(id)
+            else:
+                with self._opened(id, os.O_RDONLY) as fd:
+                    self._check_identity(fd, id, record)
+                if not read_only:
+                    self._make_writable(id)
             upper = place if record.rooted else place / "upper"
             work = None if record.rooted else place / "work"
             self._bind(id, upper, bind)
@@ -211,7 +226,7 @@ class ImageLimiter:
 
     def _check_identity(self, fd: int, id: str, record: Record) -> None:
         block = ext4.read_superblock(fd, self.image(id))
-        if record.uuid and block.uuid != record.uuid:
+        if block.uuid != record.uuid and (record.uuid or not record.rooted):
             raise Corrupt(
                 f"{self.image(id)} is not the image of layer {id}: UUID {block.uuid}, not {record.uuid}",
                 hint="put the original back, or remove the layer",
@@ -249,12 +264,17 @@ class ImageLimiter:
             context.set_string("errors", "remount-ro")
             for option in mount_options(record.limit):
                 context.set_flag(option)
-            if read_only:
+            if read_only and not record.rooted:
                 context.set_flag("ro")
             context.create()
             with context.mount() as mounted:
-                if not record.rooted:
+                if record.rooted:  # the layer is the root of the image: what mke2fs put there is not its own
+                    with contextlib.suppress(OSError):
+                        os.rmdir("lost+found", dir_fd=mounted.fd)
+                else:
                     self._check_directories(mounted.fd, id)
+                # Whoever was told of a directory in here must not find host disk should it be unmounted.
+                files.set_immutable(self._place(id), True)
                 mounted.attach(self._place(id))
 
     def _check_directories(self, root: int, id: str) -> None:
@@ -368,6 +388,16 @@ class ImageLimiter:
             max(0, record.fresh_blocks - free_blocks) * unit, max(0, record.fresh_inodes - free_inodes)
         )
 
+    def size(self, id: str) -> int:
+        place = self._place(id)
+        if self._mount_root(place):
+            space = statfs(place)
+            return space.blocks * space.frsize
+        self._stat(id)
+        with self._opened(id, os.O_RDONLY) as fd:
+            block = ext4.read_superblock(fd, self.image(id))
+        return block.blocks * block.block_size
+
     def health(self, id: str) -> Health:
         place = self._place(id)
         if not self._mount_root(place):
@@ -434,25 +464,45 @@ class ImageLimiter:
                 target = max(
                     ext4.image_size(limit, inodes_per_group=per_group), block.blocks * block.block_size
                 )
-                self._check_inodes(id, limit, target, per_group)
+                if limit != record.growing:
+                    self._check_inodes(id, record, limit, target, block)
                 self._lengthen(fd, id, record, target)
                 if self._is_mounted(id, os.fstat(fd)):
                     gained = self._grow_online(fd, id, limit, target, per_group)
                 else:
                     gained = self._grow_offline(fd, id, limit, target, per_group)
+                fresh = record.fresh_blocks + gained[0], record.fresh_inodes + gained[1]
+                if record.growing is not None:  # how far the attempt before this one came is not known
+                    fresh = self._count_fresh(id, os.fstat(fd), limit)
         except OSError as error:
             raise from_os_error(error, f"grow layer {id} to {limit.bytes} bytes") from error
-        return replace(
-            record,
-            limit=limit,
-            fresh_blocks=record.fresh_blocks + gained[0],
-            fresh_inodes=record.fresh_inodes + gained[1],
-            growing=None,
-        )
+        return replace(record, limit=limit, fresh_blocks=fresh[0], fresh_inodes=fresh[1], growing=None)
 
-    def _check_inodes(self, id: str, limit: Limit, target: int, per_group: int) -> None:
-        possible = -(-target // ext4.GROUP) * per_group - ext4.SPARE_INODES
-        if limit.inodes is not None and limit.inodes > possible:
+    def _count_fresh(self, id: str, image: os.stat_result, limit: Limit) -> tuple[int, int]:
+        """What would be free if the layer were empty, by a walk over what it has."""
+        if self._is_mounted(id, image):
+            root = os.open(self._place(id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return _free_when_empty(root)
+            finally:
+                os.close(root)
+        with detached(self.image(id), limit) as root:
+            return _free_when_empty(root)
+
+    def _check_inodes(
+        self, id: str, record: Record, limit: Limit, target: int, block: ext4.Superblock
+    ) -> None:
+        if limit.inodes is None:
+            return
+        now = record.limit.inodes or block.inodes - ext4.SPARE_INODES
+        if limit.inodes < now:
+            raise InvalidArgument(
+                f"layer {id} may have {now} inodes and cannot shrink to {limit.inodes}",
+                hint="a limit only grows",
+                code="resize.shrink",
+            )
+        possible = -(-target // ext4.GROUP) * block.inodes_per_group - ext4.SPARE_INODES
+        if limit.inodes > possible:
             raise InvalidArgument(
                 f"layer {id} cannot have {limit.inodes} inodes with {limit.bytes} bytes, only {possible}",
                 hint="inodes grow with the bytes: ask for more bytes",
@@ -475,22 +525,26 @@ class ImageLimiter:
         try:
             files.ext4_resize(place, target // old.frsize)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EROFS):
                 raise
             # The longer file stays: its end is a hole, and the next call uses it.
+            hint = "growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then"
+            if error.errno == errno.EROFS:
+                hint = "it is mounted read-only below its children; unmount them and resize it then"
             raise NotSupported(
                 f"layer {id} cannot grow while it is mounted: {error.strerror}",
-                hint="growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then",
+                hint=hint,
                 code="resize.online",
             ) from error
+        filled = 0
         if limit.inodes is not None:
             root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                fill_inodes(root, limit.inodes, per_group)
+                filled = fill_inodes(root, limit.inodes, per_group)
             finally:
                 os.close(root)
         new = statfs(place)
-        return new.blocks - old.blocks, new.files - old.files
+        return new.blocks - old.blocks, new.files - old.files - filled
 
     def _grow_offline(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
         for _ in range(_RETRIES):
@@ -513,6 +567,21 @@ class ImageLimiter:
         new = ext4.read_superblock(fd, self.image(id))
         os.fsync(fd)
         return new.free_blocks - old.free_blocks, new.free_inodes - old.free_inodes
+
+
+def _free_when_empty(root: int) -> tuple[int, int]:
+    """Free blocks and inodes of the mounted image, and what upper/ holds, hard links once."""
+    space = statfs(root)
+    upper = f"/proc/self/fd/{root}/upper"
+    seen = {os.lstat(upper).st_ino}
+    blocks = 0
+    for where, directories, names in os.walk(upper):
+        for name in (*directories, *names):
+            status = os.lstat(os.path.join(where, name))
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                blocks += status.st_blocks
+    return space.bfree + blocks * 512 // space.frsize, space.ffree + len(seen) - 1
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ the table of ``limit/__init__.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -94,8 +95,19 @@ class Limiter(Protocol):
 
     name: str
 
-    def create(self, id: str, limit: Limit, owner: tuple[int, int]) -> Record:
-        """Make the limited place of ``id``, durably; returns what to remember, leaves nothing on failure."""
+    def create(
+        self,
+        id: str,
+        limit: Limit,
+        owner: tuple[int, int],
+        *,
+        announce: Callable[[Record], object] = lambda _: None,
+    ) -> Record:
+        """Make the limited place of ``id``, durably; leaves nothing on failure.
+
+        ``announce`` is called first with what is to be remembered, which is returned as well: once it is
+        written down, a crash leaves nothing that nobody can explain.
+        """
 
     def attach(self, id: str, record: Record, *, read_only: bool = False) -> Place:
         """Make sure that ``diff/<id>`` is the limited place of ``id``, proven, or raise. Idempotent."""
@@ -113,7 +125,13 @@ class Limiter(Protocol):
         """Bytes and inodes in use, in constant time, attached or not."""
 
     def resize(self, id: str, record: Record, limit: Limit) -> Record:
-        """Grow to ``limit`` and return the new record; the caller has recorded ``growing``. Idempotent."""
+        """Grow to ``limit`` and return the new record; the caller has written it down as ``growing``.
+
+        Idempotent; a ``record`` that says ``growing`` itself is of an attempt that did not come to its end.
+        """
+
+    def size(self, id: str) -> int:
+        """Bytes of the place with all that it needs for itself: to see whether it has grown."""
 
     def health(self, id: str) -> Health:
         """Whether the attached place still takes writes, and why not."""

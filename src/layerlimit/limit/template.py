@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from layerlimit.linux.statfs import statfs
 
 KEEP = 32  # templates that stay cached; the longest unused ones go
 BALLAST = ".inodes"  # files that use up inodes beyond the limit, see fill_inodes
-_VERSION = 1
+_VERSION = 2
+_WAITS, _WAIT_SECONDS = 400, 0.005
 _TOLERANCE = 0.0095  # of the bytes asked; the promise is 1 %
 
 
@@ -63,25 +65,49 @@ def detached(image: Path, limit: Limit, *, block_size: int = ext4.BLOCK) -> Iter
         context.create()
         with context.mount() as mount:
             yield mount.fd
+    _wait_until_free(device.path, image)
 
 
-def fill_inodes(root: int, inodes: int, per_group: int) -> None:
+def _wait_until_free(device: Path, image: Path) -> None:
+    """Wait for the device to let go of the image, which only then is whole.
+
+    A process that another thread is just starting has copies of our descriptors until it runs its program.
+    """
+    for _ in range(_WAITS):
+        try:
+            backing = Path(f"/sys/block/{device.name}/loop/backing_file").read_bytes().rstrip(b"\n")
+        except OSError:
+            return
+        if backing != os.fsencode(image.resolve()):
+            return
+        time.sleep(_WAIT_SECONDS)
+
+
+def fill_inodes(root: int, inodes: int, per_group: int) -> int:
     """Use up what a file system has beyond ``inodes`` and one more group, with empty files out of sight.
 
-    A large image with few inodes gets at least 16 in every block group from mke2fs.
+    A large image with few inodes gets at least 16 in every block group from mke2fs. Files of an earlier,
+    lower limit that are too many now go. Returns how many more inodes are used up than before.
     """
     spare = statfs(root).files - ext4.SPARE_INODES - inodes
-    if spare <= per_group:
-        return
-    with contextlib.suppress(FileExistsError):
+    wanted = spare - 1 if spare > per_group else 0
+    there = BALLAST in os.listdir(f"/proc/self/fd/{root}")
+    if not wanted and not there:
+        return 0
+    if not there:
         os.mkdir(BALLAST, 0o700, dir_fd=root)
     ballast = os.open(BALLAST, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     try:
         have = len(os.listdir(ballast))
-        for number in range(have, spare - 1):
+        for number in range(have, wanted):
             os.close(os.open(f"{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, dir_fd=ballast))
+        for number in reversed(range(wanted, have)):
+            os.unlink(f"{number}", dir_fd=ballast)
     finally:
         os.close(ballast)
+    if not wanted:
+        os.rmdir(BALLAST, dir_fd=root)
+    return wanted - have + bool(wanted) - there
 
 
 class Templates:

@@ -24,10 +24,19 @@ class _OpenHow(ctypes.Structure):  # include/uapi/linux/openat2.h
 
 _SIZE: Final = ctypes.sizeof(_OpenHow)
 # A handle of our own to the C library, since the types of a function's arguments are kept with the function:
-# with them a call costs half. Layers are made of thousands of such calls.
+# with them, and without making the structure anew, a call costs half. Layers are made of thousands of them.
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
-_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
+_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+_HOWS: dict[
+    tuple[int, int, int], tuple[_OpenHow, int]
+] = {}  # with their addresses; the kernel only reads them
+
+
+def _how(flags: int, mode: int, resolve: int) -> int:
+    """The address of the structure for these arguments; it lives as long as the process."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _HOWS.setdefault((flags, mode, resolve), (how, ctypes.addressof(how)))[1]
 
 
 def openat2(directory: int, path: bytes, flags: int, *, resolve: int, mode: int = 0) -> int:
@@ -37,7 +46,8 @@ def openat2(directory: int, path: bytes, flags: int, *, resolve: int, mode: int 
     links and ``..`` stay inside, even while others rename directories. The kernel answers EAGAIN when such a
     rename makes it unsure; the call is then repeated a bounded number of times.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    known = _HOWS.get((flags, mode, resolve))
+    how = known[1] if known else _how(flags, mode, resolve)
     for _ in range(100):
         fd = int(_syscall(_NR_OPENAT2, directory, path, how, _SIZE))
         if fd >= 0:

@@ -83,16 +83,17 @@ class Aufs:
 
     def mounts(self, stack: Stack) -> list[Mount]:
         branches = _branches(stack, _literal)
-        options = ["br:" + ":".join(branches), *self._tail(self._xino_directory() / _XINO_NAME)]
+        tail = self._tail(self._xino_directory() / _XINO_NAME)
         if stack.upper is None:
-            options.append("ro")
-        if len(os.fsencode(",".join(options))) > self.kernel.data_max:
+            tail.append("ro")
+        first, *rest = aufs_options.calls(branches, tail, room=self.kernel.data_max)
+        if rest:
             raise NotSupported(
                 f"the options of {len(branches)} branches do not fit the one call that an engine makes",
                 hint="let layerlimit mount the layer: it appends what does not fit",
                 code="aufs.page",
             )
-        return [Mount("aufs", "none", tuple(options))]
+        return [Mount("aufs", "none", tuple(first.split(",")))]
 
     def mount(self, stack: Stack, target: Path, *, read_only: bool = False) -> None:
         stack = stack.frozen if read_only else stack

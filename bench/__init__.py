@@ -1,0 +1,1 @@
+"""Times of layerlimit beside those of the tools it is compared with, on this machine."""
