@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import tempfile
 import tomllib
 from collections import Counter
@@ -43,6 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
     wheel = os.environ.get("LAYERLIMIT_WHEEL")
     if wheel and not _package().is_relative_to(wheel):
         raise pytest.UsageError(f"the tests would run {_package()}, not the wheel in {wheel}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So it is for a job that a shell runs in the background; tests send it and expect what a terminal's
+        # gives.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     scratch.sweep()
     # In the host's namespace, mounts of other runs come and go; these end with this process, however it ends.
     scratch.enter_mount_namespace()
