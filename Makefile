@@ -2,10 +2,11 @@
 # All but clean can run at the same time in one checkout.
 # ROOTFS=file.tar    demo: the root filesystem to import, instead of a Debian made by debootstrap
 # PYTHON=python3.12  the interpreter of .venv
+# JOBS=2             test, test-long: how many tests run at the same time
 # ARGS=...           test, test-long, test-vm, fuzz, bench: further arguments
 
 PY := .venv/bin/python
-export ROOTFS PYTHON
+export ROOTFS PYTHON JOBS
 
 .PHONY: help demo test test-long test-vm lane-counts lint fuzz bench docs clean
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import tempfile
 import tomllib
 from collections import Counter
@@ -43,7 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     wheel = os.environ.get("LAYERLIMIT_WHEEL")
     if wheel and not _package().is_relative_to(wheel):
         raise pytest.UsageError(f"the tests would run {_package()}, not the wheel in {wheel}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So it is for a job that a shell runs in the background; tests send it and expect what a terminal's
+        # gives.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     scratch.sweep()
+    # In the host's namespace, mounts of other runs come and go; these end with this process, however it ends.
+    scratch.enter_mount_namespace()
     with ExitStack() as stack:
         directory = stack.enter_context(scratch.run_directory())
         probing = directory / "probe"
@@ -121,6 +128,23 @@ def _is_selected(item: pytest.Item) -> bool:
     return not option.lane or not set(option.lane).isdisjoint(names)
 
 
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether this run collects all there is."""
+    told = _of_worker(config).get("whole")
+    if told is not None:
+        return bool(told)
+    option = config.option
+    narrowed = (
+        option.lane,
+        option.for_guest,
+        option.keyword,
+        option.markexpr,
+        option.deselect,
+        option.ignore,
+    )
+    return config.args_source == pytest.Config.ArgsSource.TESTPATHS and not any(narrowed)
+
+
 def _check_counts(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A full run collects at least as many tests of each lane as the committed table says."""
     option = config.option
@@ -134,15 +158,7 @@ def _check_counts(config: pytest.Config, items: list[pytest.Item]) -> None:
             encoding="utf-8",
         )
         return
-    narrowed = (
-        option.lane,
-        option.for_guest,
-        option.keyword,
-        option.markexpr,
-        option.deselect,
-        option.ignore,
-    )
-    if config.args_source != pytest.Config.ArgsSource.TESTPATHS or any(narrowed):
+    if not _is_whole(config):
         return
     expected = tomllib.loads(COUNTS.read_text(encoding="utf-8"))
     short = [f"{name}: {counts[name]} of {count}" for name, count in expected.items() if counts[name] < count]
@@ -196,10 +212,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """The same for what fixtures of a wider scope made."""
     config = session.config
     left = scratch.leftovers(config.stash[_RUN_DIRECTORY], patience=2.0)
-    config.stash[_LEFT_BEHIND] = left
     if left:
         scratch.release(config.stash[_RUN_DIRECTORY])
+    config.stash[_LEFT_BEHIND] += left
+    if config.stash[_LEFT_BEHIND]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if hasattr(config, "workeroutput"):
+        config.workeroutput |= {"left": left, "guest": config.stash.get(GUEST_HEADER, [])}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -207,3 +226,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"guest {line}")
     for left in config.stash[_LEFT_BEHIND]:
         terminalreporter.write_line(f"FAILED: the run left behind: {left}", red=True)
+
+
+# With pytest-xdist (-n), each worker is a run with a directory of its own; the controller prints the summary.
+
+
+def _of_worker(config: pytest.Config) -> dict[str, Any]:
+    """What the controller told this worker; empty outside a worker."""
+    told: dict[str, Any] = getattr(config, "workerinput", {})
+    return told
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["whole"] = _is_whole(node.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[_LEFT_BEHIND] += output.get("left", [])
+    if output.get("guest"):
+        node.config.stash[GUEST_HEADER] = output["guest"]

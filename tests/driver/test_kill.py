@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 import pytest
 
 from layerlimit import Driver, Limit, NotSupported, adopt
+from layerlimit.limit import ext4
 from tests.driver import goroot
 from tests.driver.ground import (
     difference,
@@ -29,6 +32,7 @@ from tests.driver.ground import (
     picture,
     picture_at_rest,
     remove_everything,
+    run,
     settled_picture,
 )
 from tests.driver.strace import Outcome, Step, Victims
@@ -380,3 +384,35 @@ def test_kill_at_every_step_of_an_adoption(disk: Path, victims: Victims, pytestc
         assert found == clean, f"{step}:\n{difference(found, clean)}"
     goroot.delete(root)
     goroot.delete(saved)
+
+
+@pytest.mark.parametrize("operation", ["get", "resize"])
+def test_a_program_that_outlives_its_driver_keeps_the_image_to_itself(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """e2fsck goes on when its driver is killed: nobody may mount the image below it."""
+    root = disk / f"outlived-{operation}"
+    driver = Driver(root)
+    driver.create("limited", limit=Limit(SMALL))
+    run("debugfs", "-w", "-R", "ssv state 0", root / "containers_quota/limited.ext4")
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f'#!/bin/sh\ntouch {tmp_path}/begun\nsleep 0.5\n/sbin/e2fsck "$@"\ntouch {tmp_path}/done\n'
+    )
+    slow.chmod(0o755)
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(ext4, "program", lambda name: str(slow))
+        try:
+            Driver(root).get("limited") if operation == "get" else Driver(root).resize(
+                "limited", Limit(LARGE)
+            )
+        finally:
+            os._exit(0)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with Driver(root).mounted("limited"):
+        assert (tmp_path / "done").exists()
+    remove_everything(driver)

@@ -80,7 +80,17 @@ class Model(RuleBasedStateMachine):
     def _assert_nothing_left(self) -> None:
         root = self.root / "root"
         assert str(root) not in Path("/proc/self/mountinfo").read_text()
-        for directory in ("layers", "meta", "diff", "work", "mnt", "img", "containers_quota", "holds", "trash"):
+        for directory in (
+            "layers",
+            "meta",
+            "diff",
+            "work",
+            "mnt",
+            "img",
+            "containers_quota",
+            "holds",
+            "trash",
+        ):
             assert os.listdir(root / directory) == [], directory
 
     # -- the model ---------------------------------------------------------------------------------
@@ -98,7 +108,9 @@ class Model(RuleBasedStateMachine):
 
     # -- asking ------------------------------------------------------------------------------------
 
-    def ask(self, who: int, do: str, *, die: int = -1, done: Callable[[], bool] | None = None, **request: Any) -> Any:
+    def ask(
+        self, who: int, do: str, *, die: int = -1, done: Callable[[], bool] | None = None, **request: Any
+    ) -> Any:
         """The answer, or None when the process died; ``done`` tells whether it had finished its work."""
         try:
             answer = self.workers[who].ask(do, die=die, **request)
@@ -118,7 +130,13 @@ class Model(RuleBasedStateMachine):
     who = st.integers(0, 2)
     die = st.one_of(st.just(-1), st.just(-1), st.integers(0, 60))
 
-    @rule(who=who, die=die, name=st.sampled_from(NAMES), parent=st.sampled_from(["", *NAMES]), limit=st.sampled_from(LIMITS))
+    @rule(
+        who=who,
+        die=die,
+        name=st.sampled_from(NAMES),
+        parent=st.sampled_from(["", *NAMES]),
+        limit=st.sampled_from(LIMITS),
+    )
     def create(self, who: int, die: int, name: str, parent: str, limit: int) -> None:
         answer = self.ask(
             who, "create", die=die, name=name, parent=parent, limit=limit,
@@ -136,7 +154,13 @@ class Model(RuleBasedStateMachine):
             assert "value" in answer, answer
             self.entries[name] = Entry("active", parent, limit)
 
-    @rule(who=who, die=die, name=st.sampled_from(NAMES), path=st.sampled_from(PATHS), size=st.sampled_from(SIZES))
+    @rule(
+        who=who,
+        die=die,
+        name=st.sampled_from(NAMES),
+        path=st.sampled_from(PATHS),
+        size=st.sampled_from(SIZES),
+    )
     def write(self, who: int, die: int, name: str, path: str, size: int) -> None:
         entry = self.entries.get(name)
         if entry is None or entry.kind != "active":

@@ -72,9 +72,7 @@ def perform(store: Store, request: dict[str, Any]) -> Any:
         case "gc":
             return store.gc()
         case "ls":
-            return {
-                info.name: [str(info.kind), info.parent, _limit(store, info.name)] for info in store.ls()
-            }
+            return {info.name: [str(info.kind), info.parent, _limit(store, info.name)] for info in store.ls()}
         case "check":
             return [f"{f.code} {f.message}" for f in store.check(quick=True)]
         case other:
@@ -106,7 +104,10 @@ def _tree(root: Path) -> dict[str, list[int]]:
     found = {}
     for path in sorted(root.iterdir()):
         data = path.read_bytes()
-        found[path.name] = [len(data), data[0] if data and data == data[:1] * len(data) else -1 if data else 0]
+        found[path.name] = [
+            len(data),
+            data[0] if data and data == data[:1] * len(data) else -1 if data else 0,
+        ]
     return found
 
 

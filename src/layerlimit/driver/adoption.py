@@ -169,7 +169,7 @@ class _Run:
         self._set_strays_aside(layer, dry_run=False)
         with self._image(layer) as (fd, image):
             if not read_superblock(fd, image).clean:
-                repair(image)
+                repair(image, fd)
             block = read_superblock(fd, image)
             with detached(image, record.limit, block_size=_SECTOR) as mount:
                 if record.rooted:

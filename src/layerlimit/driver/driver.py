@@ -460,14 +460,6 @@ class Driver:
             return record is not None and record.limit.ephemeral
         return False
 
-    def _descendants_first(self) -> list[str]:
-        """All layers, the deepest first: a mount goes before what it shows."""
-        depth = {}
-        for id in self.ids():
-            with contextlib.suppress(Error):
-                depth[id] = len(self._records.chain(id))
-        return sorted(depth, key=lambda id: -depth[id])
-
     def _layer(self, id: str) -> Layer:
         return self._records.load(check_id(id))
 
@@ -579,15 +571,17 @@ class Driver:
     def cleanup(self) -> None:
         """Unmount everything below the root and end every persistent hold; layers and images stay.
 
+        Bare directories can be written and deleted again afterwards, until their layer's next mount.
         Busy, naming each layer, when some are in use; the others are unmounted. Idempotent.
         """
         busy: list[Error] = []
-        for id in self._descendants_first():
+        for id in self._records.deepest_first():
             with self._locks.hold(id) as held:
                 try:
                     if self._holds.live_processes(id) or self._holds.live_processes(id + VIEW):
                         raise Busy(f"layer {id} is in use by a running process")
                     self._mounter.take_down(self._load_for_removal(id), held)
+                    self._layout.unshut(id)
                 except NotFound:
                     continue
                 except Error as error:

@@ -110,6 +110,12 @@ class Layout:
             ("mnt-ro", self.mnt(f"{id}@ro")),
         ]
 
+    def unshut(self, id: str) -> None:
+        """Let the bare directories of a layer be written and deleted again; they are shut for its mounts."""
+        for path in (self.mnt(id), self.mnt(f"{id}@ro"), self.diff(id), self.root / "img" / id):
+            if path.is_dir() and not path.is_symlink():
+                files.set_immutable(path, False)
+
     def lose(self, path: Path) -> Path:
         """Move what nobody recognises out of the way, to ``lost/``; returns where it went."""
         lost = self.root / "lost"

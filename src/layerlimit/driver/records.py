@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from layerlimit.driver.layout import Layout, is_id
-from layerlimit.errors import Corrupt, InvalidArgument, NotFound, from_os_error
+from layerlimit.errors import Corrupt, Error, InvalidArgument, NotFound, from_os_error
 from layerlimit.limit import Limit, Record
 from layerlimit.linux import files
 
@@ -56,6 +57,14 @@ class Records:
                 return sorted(e.name for e in entries if is_id(e.name) and e.is_file(follow_symlinks=False))
         except OSError as error:
             raise from_os_error(error, "list the layers") from error
+
+    def deepest_first(self) -> list[str]:
+        """All layers whose chain can be read, descendants before what they stand on."""
+        depth = {}
+        for id in self.ids():
+            with contextlib.suppress(Error):
+                depth[id] = len(self.chain(id))
+        return sorted(depth, key=lambda id: -depth[id])
 
     def children(self, id: str) -> list[str]:
         """The layers whose parent is ``id``. Reads the first line of every chain."""

@@ -55,10 +55,9 @@ class Removal:
 
     def move_pieces(self, id: str, entry: Path) -> None:
         """Move what is there of a layer into its trash entry; repeating it is harmless."""
+        self._layout.unshut(id)
         for name, path in self._layout.pieces(id):
             with contextlib.suppress(FileNotFoundError):
-                if name in ("diff", "img", "mnt", "mnt-ro") and path.is_dir() and not path.is_symlink():
-                    files.set_immutable(path, False)
                 os.rename(path, entry / name)
 
     def clear_leftovers(self, id: str) -> None:

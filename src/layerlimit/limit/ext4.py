@@ -141,9 +141,11 @@ def program(name: str) -> str:
     return path
 
 
-def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def _run(name: str, *arguments: str, keep: int | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a program; with ``keep`` it inherits that descriptor, and the lock on it outlives us."""
     return subprocess.run(
         [program(name), *arguments],
+        pass_fds=[] if keep is None else [keep],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -179,12 +181,13 @@ def make(image: Path, size: int, limit: Limit) -> None:
         raise kind(f"cannot make a file system for {limit}: {cause}", code="image.mkfs")
 
 
-def repair(image: Path) -> bool:
+def repair(image: Path, lock: int) -> bool:
     """``e2fsck -p`` an unattached image; True when it changed something. Corrupt when it refuses.
 
-    The image is kept either way.
+    The image is kept either way. ``lock`` is the descriptor with the image's flock: the program keeps it,
+    so that nobody attaches the image while it works, should we be killed.
     """
-    return _fsck(image, "-p")
+    return _fsck(image, lock, "-p")
 
 
 def damage(image: Path) -> str:
@@ -193,8 +196,8 @@ def damage(image: Path) -> str:
     return "" if done.returncode == 0 else _last_line(done.stdout)
 
 
-def _fsck(image: Path, *options: str) -> bool:
-    done = _run("e2fsck", *options, str(image))
+def _fsck(image: Path, lock: int, *options: str) -> bool:
+    done = _run("e2fsck", *options, str(image), keep=lock)
     if done.returncode >= 4 or done.returncode < 0:
         raise Corrupt(
             f"{image} cannot be repaired without a person: {_last_line(done.stdout)}",
@@ -204,10 +207,13 @@ def _fsck(image: Path, *options: str) -> bool:
     return done.returncode != 0
 
 
-def grow(image: Path, blocks: int) -> None:
-    """Grow the file system of an unattached image that already has the length; crash-safe by repetition."""
-    _fsck(image, "-f", "-p")
-    done = _run("resize2fs", str(image), str(blocks))
+def grow(image: Path, lock: int, blocks: int) -> None:
+    """Grow the file system of an unattached image that already has the length; crash-safe by repetition.
+
+    ``lock`` as for :func:`repair`.
+    """
+    _fsck(image, lock, "-f", "-p")
+    done = _run("resize2fs", str(image), str(blocks), keep=lock)
     if done.returncode:
         raise Corrupt(
             f"{image} cannot be grown: {_last_line(done.stdout)}",

@@ -199,7 +199,7 @@ class ImageLimiter:
                 device = live
             else:
                 if not ext4.read_superblock(fd, self.image(id)).clean:
-                    ext4.repair(self.image(id))
+                    ext4.repair(self.image(id), fd)
                 block = ext4.read_superblock(fd, self.image(id))
                 device = loop.attach(fd, self.image(id), block_size=512 if block.block_size < 4096 else 4096)
         with device:
@@ -558,9 +558,9 @@ class ImageLimiter:
                 f"the image of layer {id} is attached elsewhere", hint=_NO_PROCESS, code="image.locked"
             )
         if not ext4.read_superblock(fd, self.image(id)).clean:
-            ext4.repair(self.image(id))
+            ext4.repair(self.image(id), fd)
         old = ext4.read_superblock(fd, self.image(id))
-        ext4.grow(self.image(id), target // old.block_size)
+        ext4.grow(self.image(id), fd, target // old.block_size)
         if limit.inodes is not None:
             with detached(self.image(id), limit) as root:
                 fill_inodes(root, limit.inodes, per_group)
