@@ -149,9 +149,9 @@ def test_resize_and_what_it_refuses(cli: Cli, web: str) -> None:
     assert cli("resize", "base", "1g", "--format", "json", code=2).error["code"] == "kind.not_active"
     cli("create", "free", "--parent", "base")
     assert cli("resize", "free", "1g", "--format", "json", code=2).error["code"] == "resize.unlimited"
-    cli("resize", web, "96m", "--inodes", "3000")
+    cli("resize", web, "200m", "--inodes", "3000")
     done = cli("run", web, "--", "df", "-k", "/")
-    assert int(done.lines[1].split()[3]) >= 96 * 1024
+    assert int(done.lines[1].split()[3]) >= 200 * 1024
 
 
 def test_resize_of_a_mounted_layer_without_the_capability(cli: Cli, web: str) -> None:
