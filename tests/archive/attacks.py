@@ -1,160 +1,30 @@
-"""Archives that attack, or that are hard to get right, and what has to come of each.
-
-Paths are those of a :class:`~tests.archive.world.World`; the archive is extracted into ``/layer``. The
-numbers are of no meaning but to find a case.
-"""
+"""Archives that attack, or that are hard to get right, and what has to come of each."""
 
 from __future__ import annotations
 
 import os
-import socket
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from layerlimit.archive import Form, Limits
 from tests.archive.archives import archive, device, entry, file, folder, hardlink, symlink
-
-Check = Callable[[Path, Form], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One archive and what has to come of it."""
-
-    name: str
-    archive: bytes
-    #: Makes what the layer holds before.
-    before: Callable[[Path], object] = lambda layer: None
-    after: Check = lambda layer, form: None
-    #: The code of the error that has to come, and what its message has to name.
-    error: str = ""
-    names: str = ""
-    #: Whether a trusting extractor damages the world by it.
-    escapes: bool = False
-    #: Whether something is left out with a warning.
-    warns: bool = False
-    limits: Limits | None = None
-
-
-def deleted(layer: Path, form: Form, name: str) -> None:
-    """Assert that ``name`` is gone and that the layer says so in its form."""
-    path = layer / name
-    mark = path.with_name(f".wh.{path.name}")
-    match form:
-        case Form.OVERLAY:
-            status = path.lstat()
-            assert stat.S_ISCHR(status.st_mode)
-            assert status.st_rdev == 0
-        case Form.AUFS:
-            assert not os.path.lexists(path)
-            assert mark.stat().st_size == 0
-        case Form.FLAT:
-            assert not os.path.lexists(path)
-            assert not os.path.lexists(mark)
-
-
-def opaque(layer: Path, form: Form, name: str) -> None:
-    """Assert that the directory ``name`` hides what is below it."""
-    path = layer / name
-    has_mark = os.path.lexists(path / ".wh..wh..opq")
-    attributes = {each: os.getxattr(path, each) for each in os.listxattr(path)}
-    assert has_mark == (form is Form.AUFS)
-    assert attributes == ({"trusted.overlay.opaque": b"y"} if form is Form.OVERLAY else {})
-
-
-def _content(name: str, data: bytes) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        assert (layer / name).read_bytes() == data
-        assert stat.S_ISREG((layer / name).lstat().st_mode)
-
-    return check
-
-
-def _same(one: str, other: str) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        first, second = (layer / one).lstat(), (layer / other).lstat()
-        assert stat.S_ISREG(first.st_mode)
-        assert (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
-
-    return check
-
-
-def _differ(one: str, other: str) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        assert (layer / one).lstat().st_ino != (layer / other).lstat().st_ino
-
-    return check
-
-
-def _link(name: str, target: str) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        assert os.readlink(layer / name) == target
-
-    return check
-
-
-def _gone(name: str) -> Check:
-    return lambda layer, form: deleted(layer, form, name)
-
-
-def _missing(name: str) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        assert not os.path.lexists(layer / name)
-
-    return check
-
-
-def _folder(name: str) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        assert stat.S_ISDIR((layer / name).lstat().st_mode)
-
-    return check
-
-
-def _opaque(name: str) -> Check:
-    return lambda layer, form: opaque(layer, form, name)
-
-
-def _all(*checks: Check) -> Check:
-    def check(layer: Path, form: Form) -> None:
-        for each in checks:
-            each(layer, form)
-
-    return check
-
-
-def _with(path: str, data: bytes = b"") -> Callable[[Path], object]:
-    def before(layer: Path) -> None:
-        place = layer / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
-
-    return before
-
-
-def _before(*steps: Callable[[Path], object]) -> Callable[[Path], object]:
-    return lambda layer: [step(layer) for step in steps]
-
-
-def _linked(name: str, target: str) -> Callable[[Path], object]:
-    return lambda layer: (layer / name).symlink_to(target)
-
-
-def _made(name: str) -> Callable[[Path], object]:
-    return lambda layer: (layer / name).mkdir(parents=True, exist_ok=True)
-
-
-def _socket(layer: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as end:
-        here = os.getcwd()
-        os.chdir(layer)  # names of sockets are short
-        try:
-            end.bind("victim")
-        finally:
-            os.chdir(here)
-
+from tests.archive.attack_case import (
+    Case,
+    before,
+    differ,
+    every,
+    gone,
+    has_content,
+    is_folder,
+    is_link,
+    missing,
+    same,
+    with_file,
+    with_folder,
+    with_link,
+    with_socket,
+)
+from tests.archive.attack_edges import EDGES
+from tests.archive.attack_marks import MARKS
 
 ETC = folder(b"etc")
 PASSWD = file(b"etc/passwd", b"inside\n")
@@ -163,18 +33,18 @@ BREAKOUTS = [
     Case(
         "01 absolute link as parent",
         archive(ETC, symlink(b"localetc", b"/etc"), file(b"/localetc/unbroken", b"x")),
-        after=_content("etc/unbroken", b"x"),
+        after=has_content("etc/unbroken", b"x"),
         escapes=True,
     ),
     Case(
         "02 link through what does not exist",
         archive(ETC, symlink(b"localetc", b"/dummy/../etc"), file(b"/localetc/unbroken", b"x")),
-        after=_all(_content("etc/unbroken", b"x"), _missing("dummy")),
+        after=every(has_content("etc/unbroken", b"x"), missing("dummy")),
     ),
     Case(
         "02b link up and down again",
         archive(ETC, symlink(b"localetc", b"/tmp/../etc"), file(b"/localetc/unbroken", b"x")),
-        after=_content("etc/unbroken", b"x"),
+        after=has_content("etc/unbroken", b"x"),
         escapes=True,
     ),
     Case(
@@ -185,7 +55,7 @@ BREAKOUTS = [
             symlink(b"localetc", b"/dummy/etc"),
             file(b"/dummy/etc/unbroken", b"x"),
         ),
-        after=_content("etc/unbroken", b"x"),
+        after=has_content("etc/unbroken", b"x"),
         escapes=True,
     ),
     Case(
@@ -196,7 +66,7 @@ BREAKOUTS = [
             symlink(b"localetc", b"./dummy/etc"),
             file(b"/localetc/unbroken", b"x"),
         ),
-        after=_content("etc/unbroken", b"x"),
+        after=has_content("etc/unbroken", b"x"),
         escapes=True,
     ),
     Case(
@@ -207,7 +77,7 @@ BREAKOUTS = [
             symlink(b"localetc", b"/etc"),
             file(b"/localetc/emptied"),
         ),
-        after=_content("etc/emptied", b""),
+        after=has_content("etc/emptied", b""),
         escapes=True,
     ),
     Case(
@@ -219,7 +89,7 @@ BREAKOUTS = [
             hardlink(b"breakouts/mypasswd", b"/breakouts/d1/passwd"),
             hardlink(b"breakouts/again", b"breakouts/d1/passwd"),
         ),
-        after=_all(_same("breakouts/mypasswd", "etc/passwd"), _same("breakouts/again", "etc/passwd")),
+        after=every(same("breakouts/mypasswd", "etc/passwd"), same("breakouts/again", "etc/passwd")),
         escapes=True,
     ),
     Case(
@@ -231,7 +101,7 @@ BREAKOUTS = [
             symlink(b"breakouts/d1", b"../downandout/../../etc"),
             hardlink(b"breakouts/mypasswd", b"breakouts/d1/passwd"),
         ),
-        after=_same("breakouts/mypasswd", "etc/passwd"),
+        after=same("breakouts/mypasswd", "etc/passwd"),
         escapes=True,
     ),
     *(
@@ -244,7 +114,7 @@ BREAKOUTS = [
                 symlink(b"localetc", target),
                 hardlink(b"localpasswd", b"localetc/passwd"),
             ),
-            after=_same("localpasswd", "etc/passwd"),
+            after=same("localpasswd", "etc/passwd"),
             escapes=True,
         )
         for number, target in (
@@ -263,7 +133,7 @@ BREAKOUTS = [
     Case(
         "12 hard link to an absolute name",
         archive(ETC, PASSWD, hardlink(b"localpasswd", b"/etc/passwd")),
-        after=_same("localpasswd", "etc/passwd"),
+        after=same("localpasswd", "etc/passwd"),
         escapes=True,
     ),
     Case(
@@ -289,7 +159,7 @@ BREAKOUTS = [
     Case(
         "14 link without a name",
         archive(ETC, symlink(b"", b"/etc/"), file(b"good", b"x")),
-        after=_content("good", b"x"),
+        after=has_content("good", b"x"),
     ),
     Case(
         "15 link named sub/..",
@@ -299,12 +169,12 @@ BREAKOUTS = [
             symlink(b"localetc/sub/..", b"/etc/"),
             hardlink(b"/localetc/localpasswd", b"/etc/passwd"),
         ),
-        after=_all(_same("etc/localpasswd", "etc/passwd"), _link("localetc", "/etc/")),
+        after=every(same("etc/localpasswd", "etc/passwd"), is_link("localetc", "/etc/")),
     ),
     Case(
         "16 directory, then a link in it",
         archive(ETC, PASSWD, folder(b"localetc"), hardlink(b"localetc/localpasswd", b"etc/passwd")),
-        after=_same("localetc/localpasswd", "etc/passwd"),
+        after=same("localetc/localpasswd", "etc/passwd"),
     ),
     *(
         Case(
@@ -315,8 +185,8 @@ BREAKOUTS = [
                 symlink(b"localetc", target),
                 hardlink(b"localetc/newpasswd", b"etc/passwd"),
             ),
-            before=_made("localetc"),
-            after=_all(_same("etc/newpasswd", "etc/passwd"), _link("localetc", target.decode())),
+            before=with_folder("localetc"),
+            after=every(same("etc/newpasswd", "etc/passwd"), is_link("localetc", target.decode())),
             escapes=True,
         )
         for number, target in (("17", b"/etc"), ("18", b"../../etc"))
@@ -324,30 +194,32 @@ BREAKOUTS = [
     Case(
         "19 link replaced by a directory",
         archive(ETC, PASSWD, folder(b"localetc", mode=0o700), hardlink(b"localetc/newpasswd", b"etc/passwd")),
-        before=_linked("localetc", "/etc"),
-        after=_all(_same("localetc/newpasswd", "etc/passwd"), _folder("localetc"), _missing("etc/newpasswd")),
+        before=with_link("localetc", "/etc"),
+        after=every(
+            same("localetc/newpasswd", "etc/passwd"), is_folder("localetc"), missing("etc/newpasswd")
+        ),
         escapes=True,
     ),
     Case(
         "20 linked file behind a link that becomes a directory",
         archive(folder(b"localetc"), file(b"localetc/localpasswd", b"new")),
-        before=_before(
-            _with("etc/passwd", b"inside\n"),
-            _linked("localetc", "etc"),
+        before=before(
+            with_file("etc/passwd", b"inside\n"),
+            with_link("localetc", "etc"),
             lambda layer: (layer / "etc/localpasswd").hardlink_to(layer / "etc/passwd"),
         ),
-        after=_all(
-            _differ("localetc/localpasswd", "etc/passwd"),
-            _content("etc/passwd", b"inside\n"),
-            _content("localetc/localpasswd", b"new"),
+        after=every(
+            differ("localetc/localpasswd", "etc/passwd"),
+            has_content("etc/passwd", b"inside\n"),
+            has_content("localetc/localpasswd", b"new"),
         ),
     ),
     *(
         Case(
             f"{number} whiteout of {meaning}",
             archive(ETC, PASSWD, file(name)),
-            before=_with("etc/kept"),
-            after=_content("etc/kept", b""),
+            before=with_file("etc/kept"),
+            after=has_content("etc/kept", b""),
             error="archive.invalid",
             names=name.decode(),
             escapes=escapes,
@@ -363,33 +235,33 @@ BREAKOUTS = [
     Case(
         "25 whiteout of a link",
         archive(file(b".wh.localetc")),
-        before=_before(_with("etc/passwd"), _linked("localetc", "/etc")),
-        after=_all(_gone("localetc"), _content("etc/passwd", b"")),
+        before=before(with_file("etc/passwd"), with_link("localetc", "/etc")),
+        after=every(gone("localetc"), has_content("etc/passwd", b"")),
     ),
     Case(
         "26 whiteout behind a link",
         archive(file(b"localetc/.wh.somefile")),
-        before=_before(_with("etc/somefile"), _linked("localetc", "/etc")),
-        after=_gone("etc/somefile"),
+        before=before(with_file("etc/somefile"), with_link("localetc", "/etc")),
+        after=gone("etc/somefile"),
         escapes=True,
     ),
     Case(
         "27 file in a directory named like a whiteout",
         archive(file(b".wh.etc/somefile", b"non-empty")),
-        before=_with("etc/passwd"),
-        after=_all(_content(".wh.etc/somefile", b"non-empty"), _content("etc/passwd", b"")),
+        before=with_file("etc/passwd"),
+        after=every(has_content(".wh.etc/somefile", b"non-empty"), has_content("etc/passwd", b"")),
     ),
     Case(
         "28 whiteout behind a dangling link",
         archive(file(b"localetc/.wh.etc")),
-        before=_before(_with("etc/passwd"), _linked("localetc", "/none")),
-        after=_content("etc/passwd", b""),
+        before=before(with_file("etc/passwd"), with_link("localetc", "/none")),
+        after=has_content("etc/passwd", b""),
     ),
     Case(
         "29 whiteout up a level",
         archive(file(b"none/../.wh.etc")),
-        before=_with("etc/passwd"),
-        after=_gone("etc"),
+        before=with_file("etc/passwd"),
+        after=gone("etc"),
     ),
     Case(
         "30 directory becomes a link to the root and a directory again",
@@ -403,12 +275,12 @@ BREAKOUTS = [
             folder(b"foo/tmp"),
             file(b"foo/tmp/f", b"3"),
         ),
-        after=_all(_content("foo/tmp/f", b"3"), _content("tmp/f", b"2"), _folder("foo")),
+        after=every(has_content("foo/tmp/f", b"3"), has_content("tmp/f", b"2"), is_folder("foo")),
     ),
     Case(
         "30b file behind a link to the root",
         archive(symlink(b"foo", b"/"), file(b"foo/tmp/f", b"2")),
-        after=_content("tmp/f", b"2"),
+        after=has_content("tmp/f", b"2"),
         escapes=True,
     ),
     Case(
@@ -416,60 +288,60 @@ BREAKOUTS = [
         archive(
             symlink(b"localpasswd", b"/etc/passwd"), hardlink(b"dup", b"localpasswd", mode=0o666), PASSWD
         ),
-        after=_all(_link("dup", "/etc/passwd"), _content("etc/passwd", b"inside\n")),
+        after=every(is_link("dup", "/etc/passwd"), has_content("etc/passwd", b"inside\n")),
         escapes=True,
     ),
     Case(
         "32 hard link to a relative link",
         archive(symlink(b"a", b"../etc/passwd"), hardlink(b"b", b"a", mode=0o4777)),
-        after=_link("b", "../etc/passwd"),
+        after=is_link("b", "../etc/passwd"),
         escapes=True,
     ),
     Case(
         "33 hard link to an absolute link",
         archive(symlink(b"a", b"/etc/passwd"), hardlink(b"b", b"/a", mode=0o4777)),
-        after=_link("b", "/etc/passwd"),
+        after=is_link("b", "/etc/passwd"),
     ),
     Case(
         "34 absolute names all over",
         archive(symlink(b"/etc/evil", b"/etc/passwd"), hardlink(b"/evil", b"etc/evil", mode=0o777)),
-        after=_all(_link("evil", "/etc/passwd"), _link("etc/evil", "/etc/passwd")),
+        after=every(is_link("evil", "/etc/passwd"), is_link("etc/evil", "/etc/passwd")),
         escapes=True,
     ),
     Case(
         "35 file over a link",
         archive(file(b"victim", b"evil")),
-        before=_linked("victim", "/etc/somefile"),
-        after=_content("victim", b"evil"),
+        before=with_link("victim", "/etc/somefile"),
+        after=has_content("victim", b"evil"),
         escapes=True,
     ),
     Case(
         "35b file over a fifo",
         archive(file(b"victim", b"x")),
         before=lambda layer: os.mkfifo(layer / "victim"),
-        after=_content("victim", b"x"),
+        after=has_content("victim", b"x"),
     ),
     Case(
         "35c file over a device",
         archive(file(b"victim", b"x")),
         before=lambda layer: os.mknod(layer / "victim", 0o20666, os.makedev(1, 5)),
-        after=_content("victim", b"x"),
+        after=has_content("victim", b"x"),
     ),
     Case(
         "35d file over a socket",
         archive(file(b"victim", b"x")),
-        before=_socket,
-        after=_content("victim", b"x"),
+        before=with_socket,
+        after=has_content("victim", b"x"),
     ),
     Case(
         "35e file over a read-only file with another name",
         archive(file(b"victim", b"x")),
-        before=_before(
-            _with("other", b"kept"),
+        before=before(
+            with_file("other", b"kept"),
             lambda layer: (layer / "other").chmod(0o444),
             lambda layer: (layer / "victim").hardlink_to(layer / "other"),
         ),
-        after=_all(_content("victim", b"x"), _content("other", b"kept")),
+        after=every(has_content("victim", b"x"), has_content("other", b"kept")),
     ),
     Case(
         "36 overlayfs's whiteout as a device",
@@ -555,312 +427,6 @@ def _stored_links(layer: Path) -> None:
         assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o4640, 7, 8)
         assert status.st_mtime == 1234567890
     assert sorted(os.listdir(layer)) == ["one", "sub"]
-
-
-# ---- marks -----------------------------------------------------------------------------------------
-
-LOWER = _before(_with("d/lower", b"l"), _with("d/sub/lower", b"l"), _with("d/both", b"l"), _with("kept"))
-OPQ = file(b"d/.wh..wh..opq")
-OWN = (folder(b"d"), file(b"d/own", b"o"), file(b"d/both", b"o"), file(b"d/new/deep/own", b"o"))
-
-
-def _hidden(layer: Path, form: Form) -> None:
-    """``d`` is opaque, holds what the layer wrote and nothing else."""
-    opaque(layer, form, "d")
-    marks = {".wh..wh..opq"} if form is Form.AUFS else set()
-    assert set(os.listdir(layer / "d")) == {"own", "both", "new"} | marks
-    assert (layer / "d/both").read_bytes() == b"o"
-    assert (layer / "d/new/deep/own").read_bytes() == b"o"
-    assert (layer / "kept").exists()
-
-
-MARKS = [
-    Case("39 opaque mark first", archive(OPQ, *OWN), before=LOWER, after=_hidden),
-    Case("39b opaque mark last", archive(*OWN, OPQ), before=LOWER, after=_hidden),
-    Case("39c opaque mark in the middle", archive(*OWN[:2], OPQ, *OWN[2:]), before=LOWER, after=_hidden),
-    Case("39d opaque mark twice", archive(*OWN[:3], OPQ, OWN[3], OPQ), before=LOWER, after=_hidden),
-    Case(
-        "39e opaque mark in a directory that is not listed",
-        archive(*OWN[1:], OPQ),
-        before=LOWER,
-        after=_hidden,
-    ),
-    Case(
-        "39f nested opaque marks",
-        archive(folder(b"d"), folder(b"d/sub"), file(b"d/sub/own", b"o"), file(b"d/sub/.wh..wh..opq"), OPQ),
-        before=LOWER,
-        after=_all(
-            _opaque("d"),
-            _opaque("d/sub"),
-            _content("d/sub/own", b"o"),
-            _missing("d/sub/lower"),
-            _missing("d/lower"),
-        ),
-    ),
-    Case(
-        "39g opaque mark alone",
-        archive(OPQ),
-        before=LOWER,
-        after=_all(_opaque("d"), _missing("d/sub")),
-    ),
-    Case(
-        "39h opaque mark behind a link",
-        archive(file(b"localdir/own", b"o"), file(b"localdir/.wh..wh..opq")),
-        before=_before(_with("dir/lower"), _linked("localdir", "/dir")),
-        after=_all(_content("dir/own", b"o"), _missing("dir/lower")),
-    ),
-    Case(
-        "40 whiteout, then a file",
-        archive(file(b"d/.wh.both"), file(b"d/both", b"new")),
-        before=LOWER,
-        after=_all(_content("d/both", b"new"), _missing("d/.wh.both")),
-    ),
-    Case(
-        "40b whiteout, then a directory",
-        archive(file(b".wh.d"), folder(b"d"), file(b"d/own", b"o")),
-        before=LOWER,
-        after=_all(_opaque("d"), _missing("d/lower"), _content("d/own", b"o")),
-    ),
-    Case(
-        "40c whiteout, then something in the directory",
-        archive(file(b".wh.d"), file(b"d/sub/own", b"o")),
-        before=LOWER,
-        after=_all(
-            _opaque("d"),
-            _missing("d/lower"),
-            _missing(".wh.d"),
-            _content("d/sub/own", b"o"),
-        ),
-    ),
-    Case(
-        "40d file, then its whiteout",
-        archive(folder(b"d"), file(b"d/own", b"o"), file(b"d/.wh.own")),
-        after=_gone("d/own"),
-    ),
-    Case("40e whiteout of what is missing", archive(file(b"a/.wh.b")), after=_gone("a/b")),
-    Case(
-        "40f whiteout of a full directory", archive(file(b".wh.d", b"data")), before=LOWER, after=_gone("d")
-    ),
-    Case(
-        "40g whiteout twice, and as a directory and a link",
-        archive(file(b".wh.a"), folder(b".wh.a"), symlink(b".wh.b", b"/etc"), hardlink(b".wh.c", b"/etc/x")),
-        after=_all(_gone("a"), _gone("b"), _gone("c")),
-    ),
-    Case(
-        "40h whiteout beside a directory that has its mark's name",
-        archive(file(b".wh.a/b", b"x"), file(b".wh.a")),
-        after=lambda layer, form: deleted(layer, form, "a") if form is Form.AUFS else None,
-    ),
-    Case(
-        "40i file, then a directory, over lower content",
-        archive(file(b"a"), folder(b"a"), file(b"a/own", b"o")),
-        after=_all(_opaque("a"), _content("a/own", b"o")),
-    ),
-    Case(
-        "41 directory to file and back",
-        archive(folder(b"a"), file(b"a/b"), file(b"a", b"f"), folder(b"c"), file(b"c", b"x"), folder(b"c")),
-        after=_all(_content("a", b"f"), _folder("c")),
-    ),
-    Case(
-        "41b directory to link to directory",
-        archive(folder(b"a"), symlink(b"a", b"/etc"), folder(b"a"), file(b"a/somefile", b"x")),
-        after=_content("a/somefile", b"x"),
-    ),
-    Case(
-        "41c directory to link",
-        archive(folder(b"a"), file(b"a/own"), symlink(b"a", b"/etc"), file(b"a/somefile", b"x")),
-        after=_all(_link("a", "/etc"), _content("etc/somefile", b"x")),
-    ),
-    Case(
-        "41d names twice",
-        archive(file(b"a", b"1"), file(b"./a", b"2"), file(b"x/../a", b"3"), file(b"//a", b"4")),
-        after=_content("a", b"4"),
-    ),
-    Case("41e a file whose name ends in a slash", archive(file(b"a/", b"1")), after=_content("a", b"1")),
-    Case(
-        "41f directory that is there keeps its content",
-        archive(folder(b"d", mode=0o2750, uid=5, gid=6)),
-        before=LOWER,
-        after=lambda layer, form: _kept_directory(layer),
-    ),
-]
-
-
-def _kept_directory(layer: Path) -> None:
-    status = (layer / "d").stat()
-    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o2750, 5, 6)
-    assert (layer / "d/sub/lower").exists()
-
-
-# ---- names, numbers, limits ------------------------------------------------------------------------
-
-ODD = [
-    b"new\nline",
-    b"co:lon",
-    b"com,ma",
-    b"back\\slash",
-    b"\xff\xfe\x80",
-    b"-rf",
-    b" ",
-    b"tab\t",
-    b"\x1b[31m",
-]
-
-
-def _odd_names(layer: Path, form: Form) -> None:
-    assert sorted(os.listdir(os.fsencode(layer))) == sorted(ODD)
-
-
-def _loop(length: int) -> bytes:
-    links = [symlink(b"l%d" % number, b"l%d" % ((number + 1) % length)) for number in range(length)]
-    return archive(*links, file(b"l0/x", b"x"))
-
-
-EDGES = [
-    Case(
-        "42 parent is a file",
-        archive(file(b"a", b"x"), file(b"a/b", b"y")),
-        after=_content("a", b"x"),
-        error="archive.invalid",
-        names="a/b",
-    ),
-    Case(
-        "42b parent is a device",
-        archive(device(b"a", 1, 3), file(b"a/b", b"y")),
-        error="archive.invalid",
-        names="a/b",
-    ),
-    Case("42c loop of links", _loop(300), error="archive.invalid", names="l0/x"),
-    Case("42d link to itself", _loop(1), error="archive.invalid", names="l0/x"),
-    Case("42e name of 5000 bytes", archive(file(b"ab/" * 1700)), error="archive.limit", names="ab/ab/ab"),
-    Case("42f part of 300 bytes", archive(file(b"d/" + b"n" * 300)), error="archive.limit", names="d/nnn"),
-    Case(
-        "42g 10,000 levels",
-        archive(folder(b"/".join([b"d"] * 10_000))),
-        error="archive.limit",
-        names="d/d/d",
-        limits=Limits(path_bytes=1 << 20),
-    ),
-    Case(
-        "42h 1000 levels and their whiteout",
-        archive(file(b"/".join([b"d"] * 1000)), file(b".wh.d")),
-        after=_gone("d"),
-    ),
-    Case(
-        "42i target of 5000 bytes",
-        archive(symlink(b"a", b"t" * 5000)),
-        error="archive.invalid",
-        names="'a'",
-    ),
-    Case("42j link without a target", archive(symlink(b"a", b"")), error="archive.invalid", names="'a'"),
-    Case("43 names of any bytes", archive(*map(file, ODD)), after=_odd_names),
-    Case(
-        "43b NUL in a name",
-        archive(entry(b"a", extended={b"path": b"a\0b"})),
-        error="archive.invalid",
-        names="'a'",
-    ),
-    *(
-        Case(
-            f"44 hard link to {what}",
-            archive(folder(b"d"), file(b".wh.w"), hardlink(b"l", target), file(b"later")),
-            error="archive.link",
-            names="'l'",
-        )
-        for what, target in (
-            ("itself", b"l"),
-            ("a directory", b"d"),
-            ("a later entry", b"later"),
-            ("a deleted name", b"w"),
-            ("a whiteout", b".wh.w"),
-            ("the root", b"/"),
-            ("nothing", b""),
-            ("a name in a file", b"missing/x"),
-        )
-    ),
-    Case(
-        "44b hard link to itself when it is there",
-        archive(file(b"d/l", b"x"), hardlink(b"d/l", b"./d/l")),
-        error="archive.link",
-        names="d/l",
-    ),
-    *(
-        Case(
-            f"45 owner {uid}:{gid}",
-            archive(entry(b"f", uid=uid, gid=gid)),
-            after=lambda layer, form, uid=uid, gid=gid: _owner(layer / "f", uid, gid),  # type: ignore[misc]
-        )
-        for uid, gid in ((2**31, 1), (2**32 - 2, 2**31))
-    ),
-    *(
-        Case(
-            f"45b owner {uid}:{gid}",
-            archive(entry(b"f", uid=uid, gid=gid)),
-            error="archive.invalid",
-            names="'f'",
-        )
-        for uid, gid in ((2**32 - 1, 0), (0, 2**32 - 1), (2**32, 0), (-1, 0))
-    ),
-    *(
-        Case(
-            f"45c time {text.decode()}",
-            archive(entry(b"f", b"x", extended={b"mtime": text}), folder(b"d", mtime=-5)),
-            after=lambda layer, form, time=time: _mtime(layer / "f", time),  # type: ignore[misc]
-        )
-        for text, time in (
-            (b"-1", 0),
-            (b"-0.5", 0),
-            (b"%d" % 2**63, 0),
-            (b"1600000000.123456789", 1600000000123456789),
-            (b"1600000000.1234567891234", 1600000000123456789),
-            (b"1.5", 1500000000),
-            (b"99999999999999999999", 0),
-        )
-    ),
-    *(
-        Case(
-            f"45d time {text.decode()}",
-            archive(entry(b"f", b"x", extended={b"mtime": text})),
-            error="archive.invalid",
-            names="'f'",
-        )
-        for text in (b"NaN", b"inf", b"1e9", b"1" * 5000, b"0x10", b"1_0")
-    ),
-    Case(
-        "50 absolute link as parent, its target in the archive",
-        archive(folder(b"run"), symlink(b"var/run", b"/run"), file(b"var/run/x", b"x")),
-        after=_content("run/x", b"x"),
-    ),
-    Case(
-        "50b absolute link as parent, its target nowhere",
-        archive(symlink(b"var/run", b"/run/deep"), file(b"var/run/sub/x", b"x")),
-        after=_content("run/deep/sub/x", b"x"),
-    ),
-    Case(
-        "50c relative link as parent, its target nowhere",
-        archive(symlink(b"var/run", b"../dir"), file(b"var/run/evil", b"x")),
-        after=_content("dir/evil", b"x"),
-    ),
-    Case(
-        "50d link out of the root as parent",
-        archive(symlink(b"out", b"../dir"), file(b"out/evil", b"x")),
-        after=_content("dir/evil", b"x"),
-        escapes=True,
-    ),
-    Case(
-        "51 link by way of /proc",
-        archive(symlink(b"out", b"/proc/self/root"), file(b"out/dir/evil", b"x")),
-        after=_content("proc/self/root/dir/evil", b"x"),
-    ),
-]
-
-
-def _owner(path: Path, uid: int, gid: int) -> None:
-    assert (path.stat().st_uid, path.stat().st_gid) == (uid, gid)
-
-
-def _mtime(path: Path, time: int) -> None:
-    assert path.stat().st_mtime_ns == time
 
 
 CASES = [*BREAKOUTS, *MARKS, *EDGES]

@@ -24,7 +24,7 @@ from layerlimit.archive import Applied, Form, Limits, apply
 from layerlimit.errors import Error, InvalidArgument, OutOfSpace, PermissionDenied
 from tests.archive import naive
 from tests.archive.archives import MTIME, archive, device, entry, file, folder, hardlink, symlink
-from tests.archive.attacks import deleted, opaque
+from tests.archive.attack_case import deleted, opaque
 from tests.archive.layers import overlay
 from tests.archive.test_attacks import outcome
 from tests.archive.world import World

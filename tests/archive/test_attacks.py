@@ -10,7 +10,8 @@ import pytest
 from layerlimit.archive import Applied, Form, Limits, apply
 from layerlimit.errors import Error
 from tests.archive import naive
-from tests.archive.attacks import CASES, Case
+from tests.archive.attack_case import Case
+from tests.archive.attacks import CASES
 from tests.archive.world import World
 
 pytestmark = pytest.mark.lane("root")

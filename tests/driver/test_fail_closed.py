@@ -582,9 +582,6 @@ def test_record_and_image_gone_is_not_unlimited(driver: Driver, id: str, record:
     assert stray_files(driver.root) == []
 
 
-# -- kernels and drivers ---------------------------------------------------------------------------
-
-
 def test_a_kernel_without_the_union_serves_nothing(driver: Driver, disk: Path) -> None:
     if "aufs" in Path("/proc/filesystems").read_text().split():
         return  # then a root of overlay is refused for its form, which test_defects holds
