@@ -494,3 +494,11 @@ def test_a_link_to_what_was_there_before_leaves_its_inode_alone(tmp_path: Path) 
         before.st_uid,
         before.st_mtime_ns,
     )
+
+
+def test_a_whiteout_of_the_longest_name(tmp_path: Path) -> None:
+    (tmp_path / ("n" * 255)).touch()
+    apply(io.BytesIO(archive(file(b".wh." + b"n" * 255))), tmp_path, form=Form.FLAT)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(InvalidArgument):
+        apply(io.BytesIO(archive(file(b".wh." + b"n" * 256))), tmp_path, form=Form.FLAT)

@@ -153,7 +153,7 @@ def test_a_device_that_reads_as_a_whiteout_is_refused(tmp_path: Path, form: Form
 
 
 @pytest.mark.lane("root")
-@pytest.mark.parametrize("name", ["trusted.overlay.redirect", "user.overlay.metacopy"])
+@pytest.mark.parametrize("name", ["trusted.overlay.redirect", "trusted.overlay.metacopy"])
 def test_what_keeps_its_content_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/renamed").mkdir()
@@ -598,3 +598,15 @@ def test_a_directory_that_is_moved_meanwhile_is_an_error(tmp_path: Path) -> None
     out = Meddling(lambda: moved.rename(tmp_path / "elsewhere"))
     with pytest.raises(Error, match="moved while it was read"):
         write(tmp_path, out, form=Form.FLAT)
+
+
+@pytest.mark.lane("root")
+def test_marks_that_anybody_can_set_hide_and_refuse_nothing(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/file").touch()
+    for name in ("opaque", "metacopy", "redirect"):
+        os.setxattr(tmp_path / "d", f"user.overlay.{name}", b"y")
+    _, _, tar = export(tmp_path)
+    with tarfile.open(fileobj=io.BytesIO(tar)) as found:
+        assert found.getnames() == ["d", "d/file"]
+    assert b"overlay" not in tar

@@ -202,7 +202,8 @@ class Extractor:
             parts = path.split(b"/")
             if len(parts) > limits.depth:
                 raise invalid(f"the name {printable(path)} has {len(parts)} levels", code="archive.limit")
-            longest = max(map(len, parts))
+            # The name that a whiteout deletes may be as long as any.
+            longest = max(len(part.removeprefix(WHITEOUT_PREFIX)) for part in parts)
             if longest > limits.component_bytes:
                 raise invalid(
                     f"a part of the name {printable(path)} has {longest} bytes", code="archive.limit"

@@ -30,6 +30,8 @@ AUFS_WHITEOUT = b".wh..wh.aufs"
 AUFS_LINKS = b".wh..wh.plnk"
 
 OVERLAY_PREFIXES = (b"trusted.overlay.", b"user.overlay.")
+#: What overlayfs itself goes by on our mounts; anybody inside may set ``user.`` attributes.
+OVERLAY_MARKS = b"trusted.overlay."
 OPAQUE_VALUE = b"y"
 
 

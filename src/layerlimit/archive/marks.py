@@ -14,7 +14,7 @@ from layerlimit.archive.form import (
     META_PREFIX,
     OPAQUE_MARKER,
     OPAQUE_VALUE,
-    OVERLAY_PREFIXES,
+    OVERLAY_MARKS,
     WHITEOUT_PREFIX,
     Form,
 )
@@ -94,10 +94,8 @@ def read_directory(fd: int, form: Form, attributes: Sequence[bytes], *, top: boo
 
 def overlay_opaque(fd: int, attributes: Sequence[bytes]) -> bytes:
     """The value of overlayfs's opaque attribute of the directory ``fd``, empty when there is none."""
-    for prefix in OVERLAY_PREFIXES:
-        if prefix + b"opaque" in attributes:
-            return xattr.find_xattr(fd, prefix + b"opaque") or b""
-    return b""
+    name = OVERLAY_MARKS + b"opaque"
+    return (xattr.find_xattr(fd, name) or b"") if name in attributes else b""
 
 
 def is_whiteout_device(fd: int, name: bytes) -> bool:
@@ -115,7 +113,7 @@ def has_whiteout_attribute(fd: int, name: bytes) -> bool:
     try:
         if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size:
             return False
-        return any(prefix + b"whiteout" in xattr.list_xattrs(path) for prefix in OVERLAY_PREFIXES)
+        return OVERLAY_MARKS + b"whiteout" in xattr.list_xattrs(path)
     except FileNotFoundError:
         return False
 

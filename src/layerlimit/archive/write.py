@@ -20,7 +20,7 @@ from layerlimit.archive import tarformat
 from layerlimit.archive.below import Lowers
 from layerlimit.archive.compress import Compression, encoder
 from layerlimit.archive.descent import Descent, Directory
-from layerlimit.archive.form import OPAQUE_MARKER, OVERLAY_PREFIXES, WHITEOUT_PREFIX, Form
+from layerlimit.archive.form import OPAQUE_MARKER, OVERLAY_MARKS, OVERLAY_PREFIXES, WHITEOUT_PREFIX, Form
 from layerlimit.archive.outflow import Outflow, OutputFailed, Writable
 from layerlimit.archive.writer import (
     END,
@@ -50,9 +50,7 @@ _KINDS: Final = {
     stat.S_IFIFO: tarformat.FIFO,
 }
 _CAPABILITY: Final = b"security.capability"
-_CONTENT_ELSEWHERE: Final = frozenset(
-    prefix + name for prefix in OVERLAY_PREFIXES for name in (b"redirect", b"metacopy")
-)
+_CONTENT_ELSEWHERE: Final = frozenset(OVERLAY_MARKS + name for name in (b"redirect", b"metacopy"))
 
 
 @dataclass(frozen=True, slots=True)
