@@ -44,10 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
     wheel = os.environ.get("LAYERLIMIT_WHEEL")
     if wheel and not _package().is_relative_to(wheel):
         raise pytest.UsageError(f"the tests would run {_package()}, not the wheel in {wheel}")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # So it is for a job that a shell runs in the background; tests send it and expect what a terminal's
-        # gives.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell's background job ignores SIGINT and SIGQUIT, one under nohup SIGHUP, and so would the programs
+    # that tests send these signals to.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
     scratch.sweep()
     # In the host's namespace, mounts of other runs come and go; these end with this process, however it ends.
     scratch.enter_mount_namespace()
