@@ -51,7 +51,10 @@ def long_option(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "guest_test" in metafunc.fixturenames:
         names = selected(metafunc.config.option.guest, *long_option(metafunc.config))
-        metafunc.parametrize("guest_test", names, ids=[name.removeprefix("tests/") for name in names])
+        # Without "::", by which pytest-xdist would take them for tests of several classes and boot a guest in
+        # each worker.
+        ids = [name.removeprefix("tests/").replace("::", ":") for name in names]
+        metafunc.parametrize("guest_test", names, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)
