@@ -571,7 +571,6 @@ class Driver:
     def cleanup(self) -> None:
         """Unmount everything below the root and end every persistent hold; layers and images stay.
 
-        Bare directories can be written and deleted again afterwards, until their layer's next mount.
         Busy, naming each layer, when some are in use; the others are unmounted. Idempotent.
         """
         busy: list[Error] = []
@@ -581,7 +580,6 @@ class Driver:
                     if self._holds.live_processes(id) or self._holds.live_processes(id + VIEW):
                         raise Busy(f"layer {id} is in use by a running process")
                     self._mounter.take_down(self._load_for_removal(id), held)
-                    self._layout.unshut(id)
                 except NotFound:
                     continue
                 except Error as error:
