@@ -598,15 +598,3 @@ def test_a_directory_that_is_moved_meanwhile_is_an_error(tmp_path: Path) -> None
     out = Meddling(lambda: moved.rename(tmp_path / "elsewhere"))
     with pytest.raises(Error, match="moved while it was read"):
         write(tmp_path, out, form=Form.FLAT)
-
-
-@pytest.mark.lane("root")
-def test_marks_that_anybody_can_set_hide_and_refuse_nothing(tmp_path: Path) -> None:
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d/file").touch()
-    for name in ("opaque", "metacopy", "redirect"):
-        os.setxattr(tmp_path / "d", f"user.overlay.{name}", b"y")
-    _, _, tar = export(tmp_path)
-    with tarfile.open(fileobj=io.BytesIO(tar)) as found:
-        assert found.getnames() == ["d", "d/file"]
-    assert b"overlay" not in tar

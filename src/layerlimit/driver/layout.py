@@ -51,7 +51,7 @@ def is_id(name: str) -> bool:
     return bool(_ID.fullmatch(name)) and not name.endswith(REMOVING)
 
 
-class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+class Format(msgspec.Struct, frozen=True, omit_defaults=True):
     """The file ``format``."""
 
     version: int
