@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -34,8 +35,12 @@ def enter_mount_namespace() -> None:
     """Gives this thread, and what it starts from now on, mounts of its own; does nothing without root."""
     if os.geteuid() != 0 or _libc.unshare(CLONE_NEWNS) != 0:
         return
-    if _libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) != 0:
-        raise OSError(ctypes.get_errno(), "cannot make the mounts private")
+    if _libc.mount(None, b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None) == 0:
+        return
+    # In a chroot whose root is no mount point, mounts go on to spread where the one they lie on is shared;
+    # the checks and the sweep work all the same.
+    if (code := ctypes.get_errno()) != errno.EINVAL:
+        raise OSError(code, f"cannot make the mounts private: {os.strerror(code)}")
 
 
 def mounts_below(directory: Path) -> list[Path]:
