@@ -1,8 +1,9 @@
-"""Running one operation of the driver in a process of its own, under strace, to kill it or fail it anywhere.
+"""Running one operation in a process of its own, under strace, to kill it, fail it or stop it anywhere.
 
-A *victim* is forked from a server that has imported the package and nothing else; it opens the driver, stops,
-and is let go once strace has it. The steps of an operation are what a trace of it shows, not places that
-somebody chose: every call that changes a file, a name, a mount, a loop device, or starts a program.
+A *victim* is forked from a server that has imported the package and nothing else; it opens the driver (or the
+store, tests/store/victim.py), stops, and is let go once strace has it. The steps of an operation are what a
+trace of it shows, not places that somebody chose: every call that changes a file, a name, a mount, a loop
+device, or starts a program.
 
 strace delivers an injected signal at the entry of the call, and SIGKILL there keeps the kernel from running
 it (test_strace.py shows both): killing at a step leaves what was there *before* it, and killing at the
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,9 @@ class Outcome:
 class Victims:
     """The server that victims are forked from; a context manager."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, module: str = "tests.driver.victim") -> None:
         self._scratch = scratch
-        command = [sys.executable, "-W", "error", "-m", "tests.driver.victim"]
+        command = [sys.executable, "-W", "error", "-m", module]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Victims:
@@ -140,8 +141,18 @@ class Victims:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def run(self, root: Path, operation: str, *arguments: Any, inject: str = "") -> Outcome:
-        """Run ``operation(driver, *arguments)`` of victim.py under strace; ``inject`` is its expression."""
+    def run(
+        self,
+        root: Path,
+        operation: str,
+        *arguments: Any,
+        inject: str = "",
+        meanwhile: Callable[[], object] | None = None,
+    ) -> Outcome:
+        """Run ``operation(driver, *arguments)`` of the module under strace; ``inject`` is its expression.
+
+        ``meanwhile`` is called when it has stopped at an injected SIGSTOP, and then it goes on.
+        """
         log = self._scratch / "strace.log"
         said = self._scratch / "said.json"
         said.unlink(missing_ok=True)
@@ -159,7 +170,11 @@ class Victims:
                     _, complaint = tracer.communicate()
                     raise RuntimeError(f"strace: {complaint}")
                 os.kill(pid, signal.SIGCONT)
-                self._ask(wait=pid)
+                if os.WIFSTOPPED(self._ask(wait=pid)):
+                    if meanwhile is not None:
+                        meanwhile()
+                    os.kill(pid, signal.SIGCONT)
+                    self._ask(wait=pid)
                 tracer.communicate(timeout=60)
             finally:
                 if tracer.poll() is None:
@@ -182,6 +197,25 @@ class Victims:
     def fail_at(self, step: Step, error: str, root: Path, operation: str, *arguments: Any) -> Outcome:
         """Run the operation and have the kernel answer ``error`` instead of doing ``step``."""
         return self.run(root, operation, *arguments, inject=f"{step.call}:error={error}:when={step.number}")
+
+    def stop_at(
+        self, step: Step, meanwhile: Callable[[], object], root: Path, operation: str, *arguments: Any
+    ) -> Outcome:
+        """Run the operation to its end, but stop it after ``step`` until ``meanwhile`` is over."""
+        inject = f"{step.call}:signal=STOP:when={step.number}"
+        return self.run(root, operation, *arguments, inject=inject, meanwhile=meanwhile)
+
+
+def spread(steps: Sequence[Step], most: int) -> list[Step]:
+    """About ``most`` of the steps, always the same: first, last, the first of each call, some between."""
+    last = len(steps) - 1
+    if last < most:
+        return list(steps)
+    kinds: dict[str, int] = {}
+    for place, step in enumerate(steps):
+        kinds.setdefault(step.call, place)
+    evenly = {round(number * last / (most - 1)) for number in range(most)}
+    return [steps[place] for place in sorted(evenly | set(kinds.values()))]
 
 
 def _wait(condition: Any, what: str) -> None:

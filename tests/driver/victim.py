@@ -1,23 +1,15 @@
-"""The server of strace.py: forks a process for each request, which opens a driver, stops, and then acts.
-
-Requests and answers are lines of JSON on stdin and stdout: ``{root, operation, arguments, said}`` is answered
-by the pid, which is stopped soon after; ``{wait: pid}`` waits for its end. A victim that lives writes how it
-went to the file ``said``.
-"""
+"""What victims of strace.py do: operations of a driver, each in a process of its own (forks.py)."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from layerlimit import Driver, Error, Limit, adopt
+from layerlimit import Driver, Limit, adopt
+from tests.driver.forks import serve
 
 
 def _open(driver: Driver | None, root: str) -> None:
@@ -86,41 +78,11 @@ OPERATIONS: dict[str, Callable[..., None]] = {
 WITHOUT_DRIVER = {"open", "adopt"}
 
 
-def _act(request: dict[str, Any]) -> None:
+def _ready(request: dict[str, Any]) -> Callable[[], None]:
     operation = request["operation"]
     driver = None if operation in WITHOUT_DRIVER else Driver(request["root"])
-    os.kill(os.getpid(), signal.SIGSTOP)
-    answer: dict[str, Any] = {"result": "ok", "typed": True}
-    try:
-        OPERATIONS[operation](driver, *request["arguments"])
-    except Exception as error:
-        trace = "".join(traceback.format_exception(error)[-12:])
-        message = f"{error}\n{trace}"
-        answer = {"result": type(error).__name__, "message": message, "typed": isinstance(error, Error)}
-    os.sched_yield()  # the end of the operation, for the trace
-    said = Path(request["said"])
-    said.with_suffix(".new").write_text(json.dumps(answer))
-    said.with_suffix(".new").rename(said)
-
-
-def main() -> None:
-    """Serve until stdin ends."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            print(json.dumps(status), flush=True)
-            continue
-        pid = os.fork()
-        if pid == 0:
-            os.close(0)
-            os.close(1)
-            try:
-                _act(request)
-            finally:
-                os._exit(0)
-        print(json.dumps(pid), flush=True)
+    return partial(OPERATIONS[operation], driver, *request["arguments"])
 
 
 if __name__ == "__main__":
-    main()
+    serve(_ready)

@@ -1,0 +1,57 @@
+"""Serves victims (strace.py): forks a process for each request, which gets ready, stops, and then acts.
+
+Requests and answers are lines of JSON on stdin and stdout: a request with ``operation`` is answered by the
+pid of the victim, which is stopped soon after; ``{wait: pid}`` is answered by its status, once it has ended
+or stopped again. A victim that lives writes how it went to the file that its request calls ``said``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from layerlimit import Error
+
+#: Prepares a request in its own process; what it returns is the operation.
+Ready = Callable[[dict[str, Any]], Callable[[], None]]
+
+
+def _act(request: dict[str, Any], ready: Ready) -> None:
+    operation = ready(request)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    answer: dict[str, Any] = {"result": "ok", "typed": True}
+    try:
+        operation()
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error)[-12:])
+        message = f"{error}\n{trace}"
+        answer = {"result": type(error).__name__, "message": message, "typed": isinstance(error, Error)}
+    os.sched_yield()  # the end of the operation, for the trace
+    said = Path(request["said"])
+    said.with_suffix(".new").write_text(json.dumps(answer))
+    said.with_suffix(".new").rename(said)
+
+
+def serve(ready: Ready) -> None:
+    """Serve until stdin ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], os.WUNTRACED)
+            print(json.dumps(status), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            os.close(0)
+            os.close(1)
+            try:
+                _act(request, ready)
+            finally:
+                os._exit(0)
+        print(json.dumps(pid), flush=True)
