@@ -246,6 +246,7 @@ def test_a_root_on_overlay(tmp_path: Path) -> None:
         with pytest.raises(NotSupported, match="limit the layer"):
             driver.get("child")
         assert not driver.state("child").mounted
+        driver.close()
 
 
 # -- what it says of itself --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from layerlimit.driver.mounting import VIEW, Mounter, layer_of
 from layerlimit.driver.opening import check_form, check_owner, choose_union
 from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import Removal
+from layerlimit.driver.sweep import Sweep
 from layerlimit.errors import (
     AlreadyExists,
     Busy,
@@ -60,9 +61,9 @@ class Driver:
     union object; ``limiter`` is ``image``, ``none`` or ``auto``. ``owner`` is the uid and gid that the top
     directory of a new layer belongs to, the mapped root of a user namespace.
 
-    Any number of drivers, threads and processes may use one root at once. Opening finishes or undoes what
-    a killed process left half-done. Raises NotSupported when the kernel or the root's form does not fit,
-    PermissionDenied without root.
+    Any number of drivers, threads and processes may use one root at once. Opening finishes or undoes what a
+    killed process left half-done; ``swept`` says whether it looked for that, after a boot or a death. Raises
+    NotSupported when the kernel or the root's form does not fit, PermissionDenied without root.
 
     Every method raises the typed errors of :mod:`layerlimit`; a failed call has changed nothing.
     """
@@ -94,7 +95,14 @@ class Driver:
         self._content = Content(
             layout, self._union, self._locks, self._records, self._holds, self._mounter, self._limiter
         )
-        self.sweep()
+        self._sweep = Sweep(
+            layout, self._locks, self._records, self._removal, self._holds, self._mounter, self._limiter
+        )
+        self.swept = self._sweep.at_opening()
+
+    def close(self) -> None:
+        """Let go of the root, so that its disk can be unmounted. Mounts stay. Not used afterwards."""
+        self._sweep.close()
 
     def __str__(self) -> str:
         return self._union.name
@@ -145,6 +153,7 @@ class Driver:
                 self._make(id, chain, limit)
             except BaseException:
                 if not self._records.exists(id):
+                    self._records.forget_child(parent, id)
                     self._removal.clear_leftovers(id)
                 raise
 
@@ -193,7 +202,7 @@ class Driver:
         """
         check_id(id)
         with self._locks.hold(id) as held:
-            layer = self._load_for_removal(id)
+            layer = self._records.load_damaged(id)
             children = self._records.children(id)
             if children:
                 raise Busy(
@@ -210,24 +219,17 @@ class Driver:
                 raise Busy(f"layer {id} is mounted", hint="unmount it first", code="layer.held")
             self._mounter.take_down(layer, held)
             entry = self._removal.discard(id)
+            self._records.forget_child(layer.parent, id)
         self._removal.delete(entry)
-
-    def _load_for_removal(self, id: str) -> Layer:
-        """A layer whose record is damaged can still be removed."""
-        chain = self._records.chain(id)
-        try:
-            return Layer(id, chain, self._records.record(id))
-        except NotFound:
-            raise
-        except Error:
-            return Layer(id, chain, None)
 
     def lose(self, id: str) -> Path:
         """Take a layer out like :meth:`remove`, but keep its pieces in ``lost/``; returns where."""
         check_id(id)
         with self._locks.hold(id) as held:
-            self._mounter.take_down(self._load_for_removal(id), held)
+            layer = self._records.load_damaged(id)
+            self._mounter.take_down(layer, held)
             entry = self._removal.discard(id)
+            self._records.forget_child(layer.parent, id)
             try:
                 return self._layout.lose(entry)
             except OSError as error:
@@ -260,7 +262,7 @@ class Driver:
         """
         check_id(id)
         with self._locks.hold(id) as held:
-            layer = self._load_for_removal(id)
+            layer = self._records.load_damaged(id)
             key = id + VIEW if read_only or not self._mounter.count(id) else id
             count = self._mounter.count(key)
             if not count and not read_only and self._holds.of_engine(id):
@@ -328,7 +330,7 @@ class Driver:
         """
         check_id(id)
         with self._locks.hold(id) as held:
-            self._release(self._load_for_removal(id), held)
+            self._release(self._records.load_damaged(id), held)
 
     def _release(self, layer: Layer, held: Held) -> None:
         keys = [key for key in (layer.id, layer.id + VIEW) if self._holds.of_engine(key)]
@@ -549,24 +551,7 @@ class Driver:
 
     def sweep(self) -> None:
         """Finish or undo what dead processes left; never waits, and skips what somebody works on."""
-        try:
-            self._limiter.templates.sweep()
-            self._removal.sweep(self._locks.attempt)
-            for key in self._holds.known():
-                with self._locks.attempt(layer_of(key)) as held:
-                    if held is not None:
-                        self._sweep_holds(key, held)
-        except OSError as error:
-            raise from_os_error(error, f"clean up {self.root}") from error
-
-    def _sweep_holds(self, key: str, held: Held) -> None:
-        id = layer_of(key)
-        if not self._records.exists(id):
-            self._holds.clear(key)
-            return
-        self._holds.tidy(key)
-        with contextlib.suppress(Error):  # damaged or busy layers speak up when somebody uses them
-            self._mounter.settle(self._load_for_removal(id), held, key)
+        self._sweep.everything()
 
     def cleanup(self) -> None:
         """Unmount everything below the root and end every persistent hold; layers and images stay.
@@ -579,7 +564,7 @@ class Driver:
                 try:
                     if self._holds.live_processes(id) or self._holds.live_processes(id + VIEW):
                         raise Busy(f"layer {id} is in use by a running process")
-                    self._mounter.take_down(self._load_for_removal(id), held)
+                    self._mounter.take_down(self._records.load_damaged(id), held)
                 except NotFound:
                     continue
                 except Error as error:

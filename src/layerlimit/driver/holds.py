@@ -105,15 +105,13 @@ class Holds:
         return (self._directory / key / f"child.{child}").exists()
 
     def needed_by_child(self, key: str, is_up: Callable[[str], bool]) -> bool:
-        """Whether a descendant that is up needs this layer; records of others are removed."""
-        needed = False
+        """Whether a descendant that is up needs this layer; records of others met on the way are removed."""
         for name in self._names(key, "child."):
             child = name.removeprefix("child.")
             if self._read(key, name) == boot_id() and (is_up(child) or self.of_engine(child)):
-                needed = True
-            else:
-                self._write(key, name, "")
-        return needed
+                return True
+            self._write(key, name, "")
+        return False
 
     def tidy(self, key: str) -> None:
         """Remove records that a dead process was about to write."""

@@ -4,12 +4,14 @@
   format                     {"version": 1, "union": "overlay"}; absent beside layers/: a root of the Go
                                driver
   lock                       byte-range locks: byte 0 the root, one byte per layer
+  open                       who has the root open, and whether it has to be swept
   layers/<id>                the chain, nearest parent first; renamed into place and synced IS existence
   meta/<id>                  the limit; durable before layers/<id>; absent = a layer of the Go driver
   diff/<id>  work/<id>  mnt/<id>  mnt/<id>@ro
   img/<id>                   where the image is mounted; its upper/ is bound at diff/<id>
   containers_quota/<id>.ext4 the image
   holds/<id>/                who uses the mount
+  children/<id>/<child>      an index of layers/, made anew at each boot
   templates/  trash/  lost/
 """
 
@@ -32,7 +34,10 @@ VERSION = 1
 ADOPTING = "adopting"  # there while a root of the Go driver is converted, see adoption.py
 REMOVING = "-removing"  # what the Go driver renames a tree to before it deletes it
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-_DIRECTORIES = ("mnt", "diff", "layers", "meta", "work", "img", "containers_quota", "holds", "trash")
+_DIRECTORIES = (
+    *("mnt", "diff", "layers", "meta", "work", "img"),
+    *("containers_quota", "holds", "children", "trash"),
+)
 
 
 def check_id(id: str) -> str:
@@ -85,6 +90,14 @@ class Layout:
     @property
     def holds(self) -> Path:
         return self.root / "holds"
+
+    @property
+    def children(self) -> Path:
+        return self.root / "children"
+
+    @property
+    def openers(self) -> Path:
+        return self.root / "open"
 
     def diff(self, id: str) -> Path:
         return self.root / "diff" / id

@@ -77,3 +77,23 @@ class Locks:
             yield
         finally:
             os.close(fd)
+
+
+class Attempts:
+    """Locks tried by a sweep; ``failed`` says that some were taken, and that the sweep has to come back."""
+
+    def __init__(self, locks: Locks) -> None:
+        self._locks = locks
+        self.failed = False
+
+    @contextlib.contextmanager
+    def attempt(self, id: str) -> Iterator[Held | None]:
+        """:meth:`Locks.attempt`."""
+        with self._locks.attempt(id) as held:
+            self.failed |= held is None
+            yield held
+
+    def is_free(self, id: str) -> bool:
+        """Whether nobody works on the layer at this moment."""
+        with self.attempt(id) as held:
+            return held is not None

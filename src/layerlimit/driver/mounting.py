@@ -106,6 +106,7 @@ class Mounter:
     def bring_up(self, layer: Layer, held: Held, *, view: bool = False) -> Path:
         """Have the layer (or its view) mounted and proven; returns the path. Leaves no half on failure."""
         key = layer.id + VIEW if view else layer.id
+        was_up = self.is_up(key)
         try:
             stack = self.stack(layer, key, held, view=view)
             target = self.path(layer, view=view)
@@ -121,10 +122,10 @@ class Mounter:
                 self._prove(layer, target, stack)
             return target
         except OSError as error:
-            self._undo(layer, key, held)
+            self._undo(layer, key, held, was_up=was_up)
             raise from_os_error(error, f"mount layer {layer.id}") from error
         except BaseException:
-            self._undo(layer, key, held)
+            self._undo(layer, key, held, was_up=was_up)
             raise
 
     def _prove(self, layer: Layer, target: Path, stack: Stack) -> None:
@@ -150,10 +151,10 @@ class Mounter:
                 code="layer.foreign_mount",
             )
 
-    def _undo(self, layer: Layer, key: str, held: Held) -> None:
-        """After a failed mount: give up what was attached for it, and keep the first error."""
+    def _undo(self, layer: Layer, key: str, held: Held, *, was_up: bool) -> None:
+        """After a failed mount: give up what was attached for it alone, and keep the first error."""
         try:
-            if not is_mount_point(self._layout.mnt(key)):
+            if not was_up and not is_mount_point(self._layout.mnt(key)):
                 self._holds.set_count(key, 0)
                 self.settle(layer, held, key)
         except Error:

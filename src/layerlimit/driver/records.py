@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
+from layerlimit.driver.children import Children
 from layerlimit.driver.layout import Layout, is_id
 from layerlimit.errors import Corrupt, Error, InvalidArgument, NotFound, from_os_error
 from layerlimit.limit import Limit, Record
@@ -40,6 +42,7 @@ class Records:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._index = Children(layout.children)
 
     def exists(self, id: str) -> bool:
         """Whether the layer is there, which its chain file alone decides."""
@@ -67,7 +70,13 @@ class Records:
         return sorted(depth, key=lambda id: -depth[id])
 
     def children(self, id: str) -> list[str]:
-        """The layers whose parent is ``id``. Reads the first line of every chain."""
+        """The layers whose parent is ``id``, sorted."""
+        if not self._layout.go:
+            return [child for child in self._index.of(id) if self.exists(child)]
+        return self._search_children(id)
+
+    def _search_children(self, id: str) -> list[str]:
+        """Reads the first line of every chain: the Go driver keeps no index."""
         needle = id.encode()
         found = []
         for other in self.ids():
@@ -85,6 +94,16 @@ class Records:
     def load(self, id: str) -> Layer:
         """Everything about ``id``; NotFound, or Corrupt when the files contradict each other."""
         return Layer(id, self.chain(id), self.record(id))
+
+    def load_damaged(self, id: str) -> Layer:
+        """:meth:`load` for taking a layer down: one whose record is damaged can still be removed."""
+        chain = self.chain(id)
+        try:
+            return Layer(id, chain, self.record(id))
+        except NotFound:
+            raise
+        except Error:
+            return Layer(id, chain, None)
 
     def chain(self, id: str) -> tuple[str, ...]:
         """The ancestors of ``id``, nearest first; NotFound when it is no layer."""
@@ -143,8 +162,23 @@ class Records:
 
     def write_chain(self, id: str, chain: tuple[str, ...]) -> None:
         """Write ``layers/<id>`` durably: from here on the layer exists."""
+        if chain and not self._layout.go:
+            self._index.add(chain[0], id)
         raw = "".join(f"{line}\n" for line in chain).encode()
         files.write_durably(self._layout.layers / id, raw, staging=self._layout.trash)
+
+    def forget_child(self, parent: str, id: str) -> None:
+        """The layer ``id`` is gone from above ``parent`` (``""``: it was a base)."""
+        if parent and not self._layout.go:
+            self._index.drop(parent, id)
+
+    def index(self, is_gone: Callable[[str], bool]) -> None:
+        """Make the index of children anew, without those that exist no longer, which ``is_gone`` confirms."""
+        parents = []
+        for id in self.ids():
+            with contextlib.suppress(Error):  # a damaged chain is found by whoever uses it
+                parents += [(id, parent) for parent in self.chain(id)[:1]]
+        self._index.rebuild(parents, lambda id: not self.exists(id) and is_gone(id))
 
 
 def _record_of_go(image: os.PathLike[str]) -> Record | None:

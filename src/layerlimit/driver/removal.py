@@ -13,6 +13,7 @@ are not ours to delete and move to ``lost/``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -66,7 +67,13 @@ class Removal:
         if not pieces:
             return
         if (self._layout.meta / id).exists() or self._is_removed(id):
-            entry = self._entry(id)
+            try:
+                entry = self._entry(id)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self._delete_in_place(id)
+                return
             self.move_pieces(id, entry)
             self.delete(entry)
             return
@@ -75,6 +82,12 @@ class Removal:
                 os.rmdir(path)  # an empty directory is nothing to lose
             if os.path.lexists(path):
                 log.warning("%s belonged to no layer; it is kept as %s", path, self._layout.lose(path))
+
+    def _delete_in_place(self, id: str) -> None:
+        """On a full disk, which has no room for an entry; the record, which explains the rest, goes last."""
+        self._layout.unshut(id)
+        for _, path in sorted(self._layout.pieces(id), key=lambda piece: piece[0] == "meta"):
+            delete_tree(path)
 
     def _is_removed(self, id: str) -> bool:
         return any(
@@ -90,7 +103,7 @@ class Removal:
             log.warning("cannot delete %s yet: %s", entry, error)
 
     def sweep(self, lock: Callable[[str], contextlib.AbstractContextManager[object]]) -> None:
-        """Finish what a crash interrupted; ``lock`` tries a layer's lock and yields None when it is taken."""
+        """Delete what is in the trash; ``lock`` tries a layer's lock and yields None when it is taken."""
         for name in os.listdir(self._layout.trash):
             entry = self._layout.trash / name
             id = name.rpartition(".")[0]
@@ -105,6 +118,9 @@ class Removal:
                 if not self._records.exists(id) and (entry / "layers").exists():
                     self.move_pieces(id, entry)
             self.delete(entry)
+
+    def sweep_everywhere(self, lock: Callable[[str], contextlib.AbstractContextManager[object]]) -> None:
+        """Finish the creations and removals that a crash interrupted; reads the names of all layers."""
         for id in set(filter(is_id, os.listdir(self._layout.meta))) - set(self._records.ids()):
             with lock(id) as held:
                 if held is not None and not self._records.exists(id):
