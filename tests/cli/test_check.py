@@ -42,10 +42,12 @@ def test_no_root_yet(cli: Cli) -> None:
 def test_found_and_repaired(cli: Cli, store: Cli) -> None:
     (cli.root / "diff" / "stray").mkdir()
     done = cli("check", code=9)
-    assert done.lines[0].split() == ["CODE", "SUBJECT", "REPAIRED", "MESSAGE"]
+    assert done.lines[0].split() == ["CODE", "SUBJECT", "REPAIRED", "MESSAGE", "REPAIR"]
     assert done.lines[1].split()[:3] == ["stray", f"{cli.root}/diff/stray", "no"]
+    assert "move it to lost/" in done.lines[1]
     (found,) = cli.json("check", "--repair")
-    assert (found["code"], found["repaired"]) == ("stray", True)
+    assert (found["code"], found["repaired"], found["repair"]) == ("stray", True, "move it to lost/")
+    assert (found["layer"], "diff/stray" in found["message"]) == (None, True)
     assert cli.json("check") == []
 
 

@@ -1,8 +1,9 @@
 """Comparing what the store says with what is there, and putting right what can be derived.
 
-A finding has a stable code, what it is about, and one sentence. Repair re-derives from what is left: the
-database from the driver's files, promises from limits, a file system from its journal. It deletes nothing
-that holds user data unless it is forced to; what it does not recognise moves to ``lost/``.
+A finding has a stable code, what it is about, one sentence, and what a repair does about it. Repair
+re-derives from what is left: the database from the driver's files, promises from limits, a file system from
+its journal. It deletes nothing that holds user data unless it is forced to; what it does not recognise moves
+to ``lost/``.
 """
 
 from __future__ import annotations
@@ -11,26 +12,62 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from layerlimit.driver import Driver
-from layerlimit.driver.layout import is_id
+from layerlimit.driver.holds import Holds
+from layerlimit.driver.layout import REMOVING, is_id
 from layerlimit.errors import Error
 from layerlimit.linux import mountinfo
+from layerlimit.linux.statx import is_mount_point
 from layerlimit.store.database import Database
-from layerlimit.store.loops import attached_below, holders
+from layerlimit.store.images import differences
+from layerlimit.store.loops import Attached, attached_below, free, holders
 from layerlimit.store.opening import take_in
+
+#: What ``repair`` does about a finding of each code; about others a person has to do something.
+REPAIRS: Final = {
+    "store.missing": "rebuild it from the layers",
+    "store.corrupt": "keep it in lost/ and rebuild it from the layers",
+    "store.damaged": "keep it in lost/ and rebuild it from the layers",
+    "layer.missing": "forget the name; with --force also when others stand on it",
+    "layer.unnamed": "name it by its id",
+    "parent.mismatch": "take the parent from the layer's chain",
+    "promised.mismatch": "take the limit from the layer's record",
+    "total.mismatch": "add the limits up again",
+    "image.unclean": "mount it once, which replays its journal",
+    "image.damaged": "mount it once, which runs e2fsck -p",
+    "resize.unfinished": "mount it once, which finishes growing it",
+    "layer.degraded": "mount it once when nobody uses it, which runs e2fsck -p",
+    "layer.volatile": "with --force, delete the marker and trust what is there",
+    "stray": "move it to lost/",
+    "leftover": "finish the creation or removal that was interrupted",
+    "hold.stale": "forget the hold",
+    "mount.unrecorded": "unmount it",
+    "loop.deleted": "detach it, unless it is mounted somewhere",
+    "loop.kept": "detach it, unless it is mounted somewhere",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``code`` is stable; ``subject`` a name, an id or a path; ``repaired``: it is put right now."""
+    """``code`` is stable; ``subject`` a name, an id or a path; ``layer`` the name of the layer, if it is one.
+
+    ``repair`` says what a repair does, or did (``repaired``: it is put right now); ``""``: nothing.
+    """
 
     code: str
     subject: str
     message: str
     repaired: bool = False
+    layer: str = ""
+
+    @property
+    def repair(self) -> str:
+        """What a repair does about it, as a sentence without its subject; ``""`` when it can do nothing."""
+        return REPAIRS.get(self.code, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +77,9 @@ class _Row:
     parent: str
     promised: int
     content: str
+
+
+_MENDED_BY_A_MOUNT = ("image.unclean", "resize.unfinished", "image.damaged", "layer.degraded")
 
 
 class Check:
@@ -67,12 +107,15 @@ class Check:
         rows = self._rows()
         for row in rows:
             if row.id in ids:
-                yield from self._entry(row)
+                for finding in self._entry(row):
+                    yield replace(finding, layer=row.name)
             else:
-                yield self._missing_layer(row)
+                yield replace(self._missing_layer(row), layer=row.name)
         yield from self._unnamed(ids - {row.id for row in rows})
         yield from self._total()
         yield from self._strays(ids)
+        yield from self._leftovers(ids)
+        yield from self._stale_holds(ids)
         yield from self._mounts(ids)
         yield from self._loops()
 
@@ -133,6 +176,7 @@ class Check:
         try:
             yield from self._parent(row)
             yield from self._limit(row)
+            yield from self._files(row)
             yield from self._content(row)
             yield from self._health(row)
         except Error as error:
@@ -146,8 +190,8 @@ class Check:
                 yield Finding(
                     "chain.broken", row.name, f"layer {row.name!r} stands on {ancestor}, which is gone"
                 )
-        if parent == row.parent:
-            return
+        if parent == row.parent or (parent and not self._driver.exists(parent)):
+            return  # a parent that is gone has been said already
         repaired = False
         if self._repair:
             with self._database.writing() as db, contextlib.suppress(sqlite3.IntegrityError):
@@ -167,18 +211,36 @@ class Check:
                     db.execute("UPDATE entry SET promised = ? WHERE id = ?", (size, row.id))
             message = f"layer {row.name!r} has a limit of {size} bytes, the account says {row.promised}"
             yield Finding("promised.mismatch", row.name, message, self._repair)
+        for code, message in differences(self._driver.root, row.id):
+            yield Finding(code, row.name, message)
         for code, message in self._driver.inspect_image(row.id, deep=not self._quick):
             yield Finding(code, row.name, message, self._mended(row, code))
 
     def _mended(self, row: _Row, code: str) -> bool:
-        """Mounting a layer finishes an interrupted resize and replays a journal."""
-        if not self._repair or code not in ("image.unclean", "resize.unfinished", "image.damaged"):
+        """Mounting a layer finishes an interrupted resize, replays a journal, and heals a degraded image."""
+        if not self._repair or code not in _MENDED_BY_A_MOUNT:
             return False
         try:
             with self._driver.mounted(row.id):
-                return True
+                return self._driver.state(row.id).health.state == "ok"
         except Error:
             return False
+
+    def _files(self, row: _Row) -> Iterator[Finding]:
+        """The directories of a layer without a limit; an image has its own."""
+        if self._driver.limit(row.id) is not None:
+            return
+        root = self._driver.root
+        if not (root / "diff" / row.id).is_dir():
+            message = f"the content of layer {row.name!r} is gone: {root / 'diff' / row.id} is missing"
+            yield Finding("layer.diff_missing", row.name, message)
+        marker = root / "work" / row.id / "work/incompat/volatile"
+        if marker.exists() and not self._driver.is_mounted(row.id):
+            repaired = self._repair and self._force
+            if repaired:
+                marker.rmdir()
+            message = f"layer {row.name!r} was last mounted volatile and may lack what was written to it"
+            yield Finding("layer.volatile", row.name, message, repaired)
 
     def _content(self, row: _Row) -> Iterator[Finding]:
         if row.content and not self._quick and self._driver.content_id(row.id) != row.content:
@@ -191,9 +253,9 @@ class Check:
     def _health(self, row: _Row) -> Iterator[Finding]:
         state = self._driver.state(row.id)
         if state.health.state == "degraded":
-            yield Finding(
-                "layer.degraded", row.name, f"layer {row.name!r} takes no writes: {state.health.why}"
-            )
+            message = f"layer {row.name!r} takes no writes: {state.health.why}"
+            repaired = self._mended(row, "layer.degraded")
+            yield Finding("layer.degraded", row.name, message, repaired)
         if state.recovered:
             count = len(state.recovered)
             yield Finding(
@@ -207,12 +269,49 @@ class Check:
         for directory, suffix in (("containers_quota", ".ext4"), ("diff", ""), ("meta", ""), ("work", "")):
             for path in sorted((root / directory).iterdir()):
                 name = path.name.removesuffix(suffix)
+                if name.endswith(REMOVING):
+                    continue  # half-removed: see _leftovers
                 if is_id(name) and (name in ids or (root / "meta" / name).exists()):
                     continue  # a record without a chain is half of a layer: being made, or swept when opened
                 moved = ""
                 if self._repair:
                     moved = f"; it is now {self._driver.lose_path(path)}"
                 yield Finding("stray", str(path), f"{path} belongs to no layer{moved}", self._repair)
+
+    def _leftovers(self, ids: set[str]) -> Iterator[Finding]:
+        """What a dead process left half-made or half-removed; nobody works on it."""
+        root = self._driver.root
+        found = [
+            root / "meta" / name for name in os.listdir(root / "meta") if is_id(name) and name not in ids
+        ]
+        for directory in ("mnt", "diff", "layers"):
+            found += (path for path in (root / directory).iterdir() if path.name.endswith(REMOVING))
+        if found and self._repair:
+            self._driver.sweep()
+        for path in found:
+            repaired = self._repair and not os.path.lexists(path)
+            yield Finding("leftover", str(path), f"{path} is half of a layer that is not there", repaired)
+
+    def _stale_holds(self, ids: set[str]) -> Iterator[Finding]:
+        """Recorded users of a mount that is not there. A base without a limit has no mount of its own."""
+        root = self._driver.root
+        holds = Holds(root / "holds")
+        stale = [key for key in holds.known() if self._is_stale(key, holds, ids)]
+        if stale and self._repair:
+            self._driver.sweep()
+        for key in stale:
+            message = f"{root / 'mnt' / key} is recorded to be held, but it is not mounted"
+            yield Finding("hold.stale", key, message, self._repair and not holds.count(key))
+
+    def _is_stale(self, key: str, holds: Holds, ids: set[str]) -> bool:
+        id = key.removesuffix("@ro")
+        if id not in ids or not holds.count(key) or is_mount_point(self._driver.root / "mnt" / key):
+            return False
+        with contextlib.suppress(Error):
+            plain = self._driver.limit(id) is None
+            if key == id and not self._driver.chain(id):
+                return not plain and not is_mount_point(self._driver.root / "diff" / id)
+        return True
 
     def _mounts(self, ids: set[str]) -> Iterator[Finding]:
         root = self._driver.root
@@ -221,7 +320,7 @@ class Check:
             parts = path.relative_to(root).parts
             id = parts[1].removesuffix("@ro") if len(parts) == 2 else ""
             if parts[:1] and parts[0] in ("mnt", "diff", "img") and id in ids:
-                if parts[0] == "mnt" and not self._driver.is_recorded(parts[1]):
+                if parts[0] in ("mnt", "img") and not self._driver.is_recorded(parts[1]):
                     yield self._unrecorded(id, path)
                 continue
             if path != root:
@@ -231,8 +330,11 @@ class Check:
         repaired = False
         if self._repair:
             with contextlib.suppress(Error):
-                self._driver.put(id, read_only=path.name.endswith("@ro"))
-                repaired = True
+                if path.parent.name == "img":
+                    self._driver.release(id)
+                else:
+                    self._driver.put(id, read_only=path.name.endswith("@ro"))
+                repaired = not is_mount_point(path)
         return Finding(
             "mount.unrecorded", str(path), f"{path} is mounted, but nobody is recorded to hold it", repaired
         )
@@ -244,12 +346,18 @@ class Check:
             image = device.image.name.removesuffix(".ext4")
             if device.deleted:
                 message = f"{device.path} is attached to {device.image}, which was deleted"
-                yield Finding("loop.deleted", str(device.path), message + _held_by(device.path))
+                yield self._kept("loop.deleted", device, message)
             elif not os.path.ismount(root / "img" / image):
                 message = f"{device.path} keeps the image of {image} attached, but it is not mounted here"
-                yield Finding("loop.kept", str(device.path), message + _held_by(device.path))
+                yield self._kept("loop.kept", device, message)
 
-
-def _held_by(device: Path) -> str:
-    found = holders(device)
-    return f"; it is mounted in the namespace of {', '.join(found)}" if found else ""
+    def _kept(self, code: str, device: Attached, message: str) -> Finding:
+        """With its holders in other mount namespaces; one that nobody has mounted is freed."""
+        found = holders(device.path)
+        if found:
+            message += f"; it is mounted in the namespace of {', '.join(found)}"
+        repaired = False
+        if self._repair and not found:
+            with contextlib.suppress(OSError):
+                repaired = free(device)
+        return Finding(code, str(device.path), message, repaired)

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerlimit.errors import Corrupt, Error, NotSupported, OutOfSpace
+from layerlimit.store.reserve import is_full
 
 _MIGRATIONS = (
     """
@@ -168,7 +169,8 @@ class Database:
             yield
         except sqlite3.DatabaseError as error:
             name = getattr(error, "sqlite_errorname", "")
-            if name == "SQLITE_FULL":
+            unopened = name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN"))  # it may be for want of space
+            if name == "SQLITE_FULL" or (unopened and is_full(self.path.parent)):
                 raise OutOfSpace(f"{self.path} cannot grow: the disk is full", code="store.full") from error
             if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
                 raise _damaged(f"{self.path} is damaged: {error}") from error

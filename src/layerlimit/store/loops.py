@@ -1,7 +1,8 @@
-"""Which loop devices are attached to the images of a root, and which processes keep them mounted."""
+"""Which loop devices are on the images of a root, who keeps them mounted, and how to free them."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from layerlimit.linux import mountinfo
 from layerlimit.linux.loop import attached_devices
 
 _DELETED = " (deleted)"
+_LOOP_CLR_FD = 0x4C01
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,12 @@ class Attached:
 def attached_below(directory: Path) -> Iterator[Attached]:
     """The devices whose backing file is, or was, in ``directory``."""
     for device in attached_devices():
-        try:
-            backing = (Path("/sys/block") / device.name / "loop/backing_file").read_text().rstrip("\n")
-        except OSError:  # freed while we looked
+        found = _backing(device)
+        if found is None:  # freed while we looked
             continue
-        image = Path(backing.removesuffix(_DELETED))
+        image, deleted = found
         if image.parent == directory:
-            yield Attached(device, image, backing.endswith(_DELETED))
+            yield Attached(device, image, deleted)
 
 
 def holders(device: Path) -> list[str]:
@@ -52,3 +53,27 @@ def holders(device: Path) -> list[str]:
         except OSError:  # ended while we looked
             continue
     return found
+
+
+def free(device: Attached) -> bool:
+    """Detach a device; one that is mounted or open somewhere goes with its last user (LOOP_CLR_FD).
+
+    False when it was given to another image meanwhile; while we have it open that cannot happen.
+    """
+    fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _backing(device.path) != (device.image, device.deleted):
+            return False
+        fcntl.ioctl(fd, _LOOP_CLR_FD, 0)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _backing(device: Path) -> tuple[Path, bool] | None:
+    """The file behind a device, and whether it was deleted; None when there is none."""
+    try:
+        text = (Path("/sys/block") / device.name / "loop/backing_file").read_text().rstrip("\n")
+    except OSError:
+        return None
+    return Path(text.removesuffix(_DELETED)), text.endswith(_DELETED)

@@ -17,6 +17,7 @@ from layerlimit.driver import Driver
 from layerlimit.driver.locks import Locks
 from layerlimit.errors import Error, NotFound
 from layerlimit.store.database import Database
+from layerlimit.store.reserve import Reserve
 
 _ID = re.compile(r"s[a-z2-7]{8}")
 
@@ -31,9 +32,10 @@ def store_locks(root: Path) -> Locks:
 class Reaper:
     """Clean-up for one root; any number may run at once."""
 
-    def __init__(self, driver: Driver, database: Database) -> None:
+    def __init__(self, driver: Driver, database: Database, reserve: Reserve) -> None:
         self._driver = driver
         self._database = database
+        self._reserve = reserve
         self._locks = store_locks(driver.root)
 
     @contextlib.contextmanager
@@ -42,17 +44,21 @@ class Reaper:
         with self._locks.hold(id):
             yield id
 
-    def run(self) -> list[str]:
-        """Delete everything unreferenced that nobody works on; sentences about what was notable."""
+    def run(self, *, everywhere: bool = True) -> list[str]:
+        """Delete everything unreferenced that nobody works on; sentences about what was notable.
+
+        Not ``everywhere`` is what was put into the trash; layers without a row take a look at all layers.
+        """
         notes: list[str] = []
         for id in self._queued():
             with self._locks.attempt(id) as held:
                 if held is not None:
                     notes.extend(self._finish(id))
-        for id in self._orphans():
+        for id in self._orphans() if everywhere else ():
             with self._locks.attempt(id) as held:
-                if held is not None and id in self._orphans():
+                if held is not None and self._is_orphan(id):
                     notes.extend(self._adopt_or_delete(id))
+        self._reserve.restock()
         return notes
 
     def _queued(self) -> list[str]:
@@ -71,14 +77,16 @@ class Reaper:
             if db.execute("SELECT 1 FROM trash WHERE id = ?", (id,)).fetchone() is None:
                 return []  # an import that came to its end after we looked, or another reaper's work
         try:
-            self._driver.remove(id)
-        except NotFound:
-            pass
+            self._reserve.through(lambda: self._delete(id), frees=True)
         except Error as error:
             return [f"{id} is removed but cannot be deleted yet: {error.message}"]
+        return []
+
+    def _delete(self, id: str) -> None:
+        with contextlib.suppress(NotFound):
+            self._driver.remove(id)
         with self._database.writing() as db:
             db.execute("DELETE FROM trash WHERE id = ?", (id,))
-        return []
 
     def _orphans(self) -> set[str]:
         """Layers that a store made and that have no row; those another program made are not ours."""
@@ -86,6 +94,12 @@ class Reaper:
         with self._database.reading() as db:
             named = {id for (id,) in db.execute("SELECT id FROM entry UNION SELECT id FROM trash")}
         return made - named
+
+    def _is_orphan(self, id: str) -> bool:
+        """Whether that is still so, under the layer's lock."""
+        with self._database.reading() as db:
+            query = "SELECT 1 FROM entry WHERE id = ?1 UNION SELECT 1 FROM trash WHERE id = ?1"
+            return db.execute(query, (id,)).fetchone() is None and self._driver.exists(id)
 
     def _adopt_or_delete(self, id: str) -> list[str]:
         try:

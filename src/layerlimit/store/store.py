@@ -24,6 +24,7 @@ from layerlimit.store.filters import parse
 from layerlimit.store.layer import Layer
 from layerlimit.store.opening import open_database
 from layerlimit.store.reaper import Reaper
+from layerlimit.store.reserve import Reserve, spending
 from layerlimit.store.rows import COLUMNS, FROM, chain, children, new_id, refuse_children, set_labels, to_info
 from layerlimit.union import Mount
 
@@ -57,15 +58,17 @@ class Store:
         self.namespace = check_name(namespace)
         self._default_limit = default_limit
         self._policy = policy
-        self.driver = Driver(root, union, limiter, owner=owner)
-        self.root = self.driver.root
-        self.database = open_database(self.driver)
-        self.reaper = Reaper(self.driver, self.database)
-        self.opened = self.reaper.run()
+        self.root = Path(root).absolute()
+        self.reserve = Reserve(self.root)
+        self.driver = self.reserve.through(lambda: Driver(root, union, limiter, owner=owner), frees=True)
+        self.database = self.reserve.through(lambda: open_database(self.driver), frees=True)
+        self.reaper = Reaper(self.driver, self.database, self.reserve)
+        self.opened = self.reaper.run(everywhere=self.driver.swept)
 
     def close(self) -> None:
         """Close the database. The store is not used afterwards."""
         self.database.close()
+        self.driver.close()
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +211,7 @@ class Store:
         self._admit(limit.bytes if limit else 0)
         return self._add(name, parent, Kind.ACTIVE, limit=limit, labels=labels)
 
+    @spending()
     def view(self, name: str, parent: str = "", *, labels: Mapping[str, str] | None = None) -> Info:
         """A read-only view of the committed entry ``parent``, under a name of its own."""
         return self._add(name, parent, Kind.VIEW, limit=None, labels=labels)
@@ -425,6 +429,7 @@ class Store:
                 code="kind.not_active",
             )
 
+    @spending()
     def rename(self, name: str, new: str) -> Info:
         """Give an entry another name; children and mounts do not notice."""
         check_name(new)
@@ -434,6 +439,7 @@ class Store:
             db.execute("UPDATE entry SET name = ?, updated = ? WHERE id = ?", (new, time.time_ns(), info.id))
         return self.stat(new)
 
+    @spending()
     def update(self, name: str, labels: Mapping[str, str], *, only: Iterable[str] | None = None) -> Info:
         """Replace the labels, or with ``only`` set those keys (one that ``labels`` lacks is deleted)."""
         kept = check_labels(dict(labels))
@@ -469,6 +475,7 @@ class Store:
         with self.database.writing() as db:
             db.execute("UPDATE entry SET promised = ? WHERE id = ?", (size, id))
 
+    @spending(frees=True)
     def rm(self, name: str, *, force: bool = False) -> None:
         """Remove an entry: one transaction; its layer is deleted by the reaper, at once or later.
 
@@ -514,6 +521,7 @@ class Store:
 
     # -- mount -------------------------------------------------------------------------------------
 
+    @spending()
     def mount(self, name: str, *, read_only: bool = False) -> Path:
         """Mount the layer here and return where; a hold that ends with :meth:`umount` or the boot.
 
@@ -522,6 +530,7 @@ class Store:
         with self._holding(name) as info:
             return self.driver.get(info.id, read_only=read_only or not info.writable)
 
+    @spending(frees=True)
     def umount(self, name: str, *, read_only: bool = False) -> None:
         """Give up one :meth:`mount`, a ``read_only`` one if it says so; the last one unmounts."""
         with self._entry(name) as info:
@@ -534,9 +543,12 @@ class Store:
             with self._holding(name) as info:
                 undo.enter_context(named(info))
                 view = read_only or not info.writable
-                path = undo.enter_context(self.driver.mounted(info.id, read_only=view))
+                path = self.reserve.through(
+                    lambda: undo.enter_context(self.driver.mounted(info.id, read_only=view))
+                )
             yield path
 
+    @spending()
     def mounts(self, name: str) -> list[Mount]:
         """What an engine has to mount to see the entry; InvalidArgument for a committed one."""
         with self._holding(name) as info:
@@ -583,4 +595,5 @@ class Store:
 
     def gc(self) -> list[str]:
         """Delete what no entry references; returns sentences about what was done or could not be."""
+        self.driver.sweep()
         return self.reaper.run()

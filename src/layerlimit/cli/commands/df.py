@@ -38,6 +38,9 @@ def command(settings: Settings, names: tuple[str, ...], host: bool) -> None:
         return
     with settings.open_store() as store:
         entries = [_entry(store, name) for name in names] if names else _limited(store, settings)
+        for entry in entries:
+            if entry["state"] == "degraded":
+                settings.say(f"{entry['name']} is degraded and takes no writes; its next mount repairs it")
         if not names:
             settings.say(capacity_text(store.capacity()))
     settings.show_all(entries, lambda: columns(_HEADER, map(_row, entries), right=_NUMBERS))
@@ -75,6 +78,7 @@ def _entry(store: Store, name: str) -> dict[str, Any]:
         "limit": limit_entry(limit),
         "used": {"bytes": usage.bytes, "inodes": usage.inodes},
         "available": None if limit is None else {"bytes": max(limit.bytes - usage.bytes, 0)},
+        "state": store.state(name).health.state,
     }
 
 
