@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from layerlimit.cli.config_file import check_file, show_default
 from layerlimit.cli.options import Command
 from layerlimit.cli.settings import Settings
 from layerlimit.errors import InvalidArgument
@@ -16,8 +17,10 @@ from layerlimit.store import Policy
 _KEYS: Final = {"overcommit": "overcommit", "floor": "floor", "default-limit": "default_limit"}
 
 
-@click.command("config", cls=Command, short_help="Show or set how much limits may promise.")
-@click.argument("settings_given", metavar="[KEY=VALUE]...", nargs=-1)
+@click.command(
+    "config", cls=Command, short_help="Show or set how much limits may promise; check the daemon's file."
+)
+@click.argument("settings_given", metavar="[KEY=VALUE]... | default | check [FILE]", nargs=-1)
 @click.pass_obj
 def command(settings: Settings, settings_given: tuple[str, ...]) -> None:
     """Show what is configured, or set it for everybody who uses this store.
@@ -28,7 +31,17 @@ def command(settings: Settings, settings_given: tuple[str, ...]) -> None:
       default-limit=SIZE    for layers created without --limit, or 'none'        [default: none]
 
     Layers that are there stay as they are.
+
+    'config default' prints the file of 'layerlimit serve' with its explanations; 'config check [FILE]' reads
+    one as the daemon will  [default: /etc/layerlimit/config.toml].
     """
+    match settings_given[:1]:
+        case ("default",):
+            show_default(settings_given[1:])
+            return
+        case ("check",):
+            check_file(settings, settings_given[1:])
+            return
     with settings.open_store(make=bool(settings_given)) as store:
         policy = store.policy
         for word in settings_given:

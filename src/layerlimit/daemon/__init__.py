@@ -1,0 +1,1 @@
+"""The daemon: configuration, log, metrics, and how it runs."""
