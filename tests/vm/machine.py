@@ -14,6 +14,7 @@ can write to, as /run/share.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import shutil
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.vm import agent, initrd
+from tests.vm.volatile_disk import VolatileDisk
 
 CHECKOUT = Path(__file__).parents[2]
 KERNEL = CHECKOUT / ".cache/vm/kernel"
@@ -41,11 +43,17 @@ class MachineError(Exception):
 class Machine:
     """One machine; its memory is gone with each :meth:`kill` and :meth:`shutdown`, its disks stay.
 
-    ``disks`` are files or block devices, /dev/vda onwards in the guest. ``directory`` is the machine's own.
+    ``disks`` are files or block devices, or disks that lose what was not flushed; /dev/vda onwards in the
+    guest. ``directory`` is the machine's own.
     """
 
     def __init__(
-        self, directory: Path, *, disks: Sequence[Path] = (), memory_mib: int = 2048, cpus: int = 2
+        self,
+        directory: Path,
+        *,
+        disks: Sequence[Path | VolatileDisk] = (),
+        memory_mib: int = 2048,
+        cpus: int = 2,
     ) -> None:
         self.share = directory / "share"
         self.console = directory / "console.log"
@@ -84,14 +92,20 @@ class Machine:
         image.write_bytes(initrd.build(KERNEL, config))
         ours, qemus = socket.socketpair()
         try:
-            with qemus, self.console.open("ab") as console:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(qemus)
+                console = stack.enter_context(self.console.open("ab"))
+                plugs = [
+                    stack.enter_context(disk.plug()) for disk in self._disks if isinstance(disk, VolatileDisk)
+                ]
+                command = self._command(image, qemus.fileno(), [plug.fileno() for plug in plugs])
                 # Bound to this process's life: a test run that is killed leaves no machine behind.
                 self._qemu = subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", *self._command(image, qemus.fileno())],
+                    ["setpriv", "--pdeathsig", "KILL", *command],
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=console,
-                    pass_fds=[qemus.fileno()],
+                    pass_fds=[qemus.fileno(), *(plug.fileno() for plug in plugs)],
                 )
             self._port = ours
             self._buffer = b""
@@ -154,7 +168,7 @@ class Machine:
             self._port.close()
             self._port = None
 
-    def _command(self, image: Path, port: int) -> list[str]:
+    def _command(self, image: Path, port: int, plugs: list[int]) -> list[str]:
         vmlinuz = next((KERNEL / "boot").glob("vmlinuz-*"))
         host = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
         share = f"local,path={_quoted(self.share)},mount_tag=share,security_model=none"
@@ -165,7 +179,12 @@ class Machine:
         command += ["-virtfs", host, "-virtfs", share]
         command += ["-chardev", f"socket,id=agent,fd={port}", "-device", "virtio-serial-pci"]
         command += ["-device", f"virtserialport,chardev=agent,name={agent.PORT}"]
+        free_plugs = iter(plugs)
         for disk in self._disks:
+            if isinstance(disk, VolatileDisk):
+                server = f"file.driver=nbd,file.server.type=fd,file.server.str={next(free_plugs)}"
+                command += ["-drive", f"{server},format=raw,if=virtio,cache=writeback"]
+                continue
             # The host's page cache outlives qemu, so nothing is won by passing the guest's flushes down to
             # its disk.
             command += ["-drive", f"file={_quoted(disk)},format=raw,if=virtio,cache=unsafe,discard=unmap"]
