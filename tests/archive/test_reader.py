@@ -15,6 +15,7 @@ import pytest
 from layerlimit.archive.limits import Limits
 from layerlimit.archive.reader import Reader
 from layerlimit.errors import Error, InvalidArgument, OutOfSpace
+from tests.archive import peers
 from tests.archive.archives import END, archive, entry, file, header, padded, pax, seal
 
 Entry = tuple[bytes, str, int, int, bytes, bytes]  # name, type, mode, size, link, content
@@ -239,6 +240,30 @@ def test_wrong_checksum() -> None:
     assert error.code == "archive.checksum"
     assert "first" in error.message
     assert "1024" in error.message
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        pytest.param(peers.gnu_create, marks=pytest.mark.lane("gnu_tar"), id="gnu_tar"),
+        pytest.param(peers.bsd_create, marks=pytest.mark.lane("bsdtar"), id="bsdtar"),
+    ],
+)
+def test_names_of_attributes_as_others_escape_them(tmp_path: Path, create: peers.Create) -> None:
+    attributes = {
+        b"user.a": b"1",
+        b"user.a=b": b"2",
+        b"user.p%q": b"3",
+        b"user.%3D": b"4",
+        b"user.%25y": b"5",
+    }
+    attributes |= {b"user.%3d": b"6", "user.ö".encode(): b"7"}
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").touch()
+    for name, value in attributes.items():
+        os.setxattr(tmp_path / "tree/file", name, value)
+    create(tmp_path / "tree", tmp_path / "archive.tar")
+    assert only((tmp_path / "archive.tar").read_bytes()).xattrs == attributes
 
 
 def test_pax_overrides() -> None:

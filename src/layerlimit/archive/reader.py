@@ -279,7 +279,11 @@ class Reader:
         """Let pax records override the header's fields; returns the size to use."""
         for key, value in pax.items():
             if key.startswith(tar.PAX_XATTR):
-                self._add_xattr(key[len(tar.PAX_XATTR) :], value)
+                name = key[len(tar.PAX_XATTR) :]
+                if b"%" in name:
+                    libarchive = any(other.startswith(tar.PAX_LIBARCHIVE) for other in pax)
+                    name = tar.attribute_name(name, libarchive=libarchive)
+                self._add_xattr(name, value)
             elif not value:
                 continue  # an empty value takes an earlier record back
             elif key == b"path":
@@ -403,10 +407,8 @@ class Reader:
     def _check_expanded(self) -> None:
         most = self._limits.expanded_bytes
         if most is not None and self._start + self._end + self._expanded > most:
-            raise OutOfSpace(
-                f"the archive expands to more than {most} bytes, at entry {tar.printable(self.name)}",
-                code="archive.limit",
-            )
+            where = f", at entry {tar.printable(self.name)}" if self.name else ""
+            raise OutOfSpace(f"the archive expands to more than {most} bytes{where}", code="archive.limit")
 
     def _finished(self, *extended: object) -> bool:
         if any(header is not None for header in extended):

@@ -56,12 +56,16 @@ MAGIC_GNU = b"ustar "
 VERSION_GNU = b" \0"
 
 PAX_XATTR = b"SCHILY.xattr."
+#: libarchive writes these records beside SCHILY's.
+PAX_LIBARCHIVE = b"LIBARCHIVE.xattr."
 #: The largest values a field holds in octal, and a file's size or position in the kernel.
 MAX_OCTAL_7 = 0o7777777
 MAX_OCTAL_11 = 0o77777777777
 MAX_OFFSET = 2**63 - 1
 
 _OCTAL = re.compile(rb"[ \0]*([0-7]+)[ \0]*\Z")
+_GNU_ESCAPE = re.compile(rb"%(3D|25)")
+_ANY_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _DECIMAL_TIME = re.compile(rb"(-?)([0-9]{1,24})(?:\.([0-9]*))?\Z")
 
 
@@ -155,6 +159,16 @@ def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise invalid(f"pax record without a key at byte {position} of a pax header")
         yield key, value
         position = stop
+
+
+def attribute_name(escaped: bytes, *, libarchive: bool) -> bytes:
+    """The name of the extended attribute in the key of a SCHILY record.
+
+    A pax key ends at the first "=". GNU tar writes "=" and "%" as %3D and %25 and undoes these two only,
+    which suits Go's writer too, which escapes nothing. libarchive escapes what is not ASCII as well.
+    """
+    escape = _ANY_ESCAPE if libarchive else _GNU_ESCAPE
+    return escape.sub(lambda match: bytes([int(match[1], 16)]), escaped)
 
 
 def pax_record(key: bytes, value: bytes) -> bytes:
