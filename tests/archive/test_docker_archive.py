@@ -118,6 +118,17 @@ def test_what_is_no_archive(file: Path, raw: bytes, why: str) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_streams_without_a_descriptor(file: Path) -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(3 if size == 8 else size)
+
+    for stream in (io.BytesIO(docker_archive([ONE])), Slow(gzip.compress(docker_archive([ONE])))):
+        with DockerArchive(stream) as image:
+            assert read(image) == [ONE]
+        assert not stream.closed
+
+
 def test_no_file(file: Path) -> None:
     with pytest.raises(NotFound, match="No such file"):
         DockerArchive(file)

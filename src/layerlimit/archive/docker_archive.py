@@ -150,17 +150,26 @@ def _clean(name: str) -> str:
 
 def _opened(file: Path | BinaryIO) -> io.BufferedReader | BinaryIO:
     """The archive as a plain tar in a regular file, its own or an unnamed temporary one."""
+    if not isinstance(file, Path):
+        # Its file may be a pipe, or none at all, and its position is the caller's.
+        head = _head(file)
+        return _spooled(file, head, detect(head))
     with ExitStack() as undo:
-        if isinstance(file, Path):
-            source: BinaryIO = undo.enter_context(open(file, "rb"))
-        else:
-            source = file
-        regular = stat.S_ISREG(os.fstat(source.fileno()).st_mode) and isinstance(file, Path)
-        head = os.pread(source.fileno(), MAGIC_BYTES, 0) if regular else source.read(MAGIC_BYTES)
+        source = undo.enter_context(open(file, "rb"))
+        regular = stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+        head = os.pread(source.fileno(), MAGIC_BYTES, 0) if regular else _head(source)
         if regular and detect(head) is Compression.NONE:
             undo.pop_all()
             return source
         return _spooled(source, b"" if regular else head, detect(head))
+
+
+def _head(source: BinaryIO) -> bytes:
+    """The first bytes of a stream, which may give fewer at a time than it is asked for."""
+    head = b""
+    while len(head) < MAGIC_BYTES and (piece := source.read(MAGIC_BYTES - len(head))):
+        head += piece
+    return head
 
 
 def _spooled(source: BinaryIO, head: bytes, compression: Compression) -> BinaryIO:
