@@ -54,7 +54,11 @@ def test_bytes_entries_and_diff_id(root: Path) -> None:
     data += b"after the end"
     applied = apply(io.BytesIO(gzip.compress(data)), root, form=Form.FLAT)
     assert applied == Applied(
-        bytes=1024, entries=4, diff_id=f"sha256:{hashlib.sha256(data).hexdigest()}", skipped=0, warnings=()
+        bytes=1024 + len("target"),
+        entries=4,
+        diff_id=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        skipped=0,
+        warnings=(),
     )
 
 
@@ -356,7 +360,7 @@ def test_no_room(mount: str, entries: list[bytes], named: str, tmp_path: Path) -
 def test_bombs(root: Path) -> None:
     bomb = gzip.compress(archive(file(b"zeros", bytes(64 << 20))))
     with pytest.raises(OutOfSpace, match="zeros") as raised:
-        apply(io.BytesIO(bomb), root, form=Form.FLAT, limits=Limits(expanded_bytes=1 << 20))
+        apply(io.BytesIO(bomb), root, form=Form.FLAT, limits=Limits(expanded_bytes=8 << 20))
     assert raised.value.code == "archive.limit"
     with pytest.raises(InvalidArgument, match="more than 1000 entries") as refused:
         put(root, *[file(b"f%d" % number) for number in range(1001)], limits=Limits(entries=1000))
@@ -502,3 +506,13 @@ def test_a_whiteout_of_the_longest_name(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with pytest.raises(InvalidArgument):
         apply(io.BytesIO(archive(file(b".wh." + b"n" * 256))), tmp_path, form=Form.FLAT)
+
+
+@pytest.mark.lane("root")
+@pytest.mark.parametrize("form", Form)
+def test_a_whiteout_below_a_file_deletes_nothing(tmp_path: Path, form: Form) -> None:
+    """umoci writes such whiteouts for what was in a directory that became a file."""
+    applied = put(tmp_path, file(b"f", b"x"), file(b"f/.wh.a"), file(b"f/d/.wh..wh..opq"), form=form)
+    assert applied.entries == 3
+    assert os.listdir(tmp_path) == ["f"]
+    assert (tmp_path / "f").read_bytes() == b"x"

@@ -53,6 +53,7 @@ def test_the_size_of_a_layer_is_what_applying_its_tar_reports(tmp_path: Path, fo
         os.mknod(tmp_path / "upper/gone", 0o20000, 0)
     else:
         (tmp_path / "upper/.wh.gone").touch()
+    (tmp_path / "upper/link").symlink_to("target")
     (tmp_path / "copy").mkdir()
     with read_stream(tmp_path / "upper", form=form) as stream:
         applied = apply(stream, tmp_path / "copy", form=form, durable=False)

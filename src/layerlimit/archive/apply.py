@@ -43,7 +43,8 @@ _ARCHIVE_FAULT = frozenset(
 class Applied:
     """What :func:`apply` did."""
 
-    #: Sum of the apparent sizes of the regular files in the archive.
+    #: Sum of the apparent sizes of the archive's regular files and of the lengths of its symlinks' targets:
+    #: what ``size`` says of the layer (unless entries replace others), and what Docker's overlay2 reports.
     bytes: int
     #: Entries of the archive, whiteouts included.
     entries: int

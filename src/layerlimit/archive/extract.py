@@ -49,7 +49,7 @@ _SHORT = 255  # names up to here need no look at their parts
 class Extractor:
     """Takes the entries of ``reader`` into ``tree``; a context manager.
 
-    :meth:`run` is the work. ``bytes`` sums the apparent sizes of regular files; ``notes`` lists what was
+    :meth:`run` is the work. ``bytes`` sums what :class:`Applied` says; ``notes`` lists what was
     left out on purpose. What :meth:`run` raises leaves the tree in the middle of the layer.
     """
 
@@ -233,8 +233,14 @@ class Extractor:
         self._deletions.hide(self._tree, directory)
 
     def _marked_directory(self, head: bytes) -> Directory | None:
-        """Where a mark goes; None when there is nothing to mark and no need to record it."""
-        return self._tree.ensure(head) if self._deletions.recorded else self._tree.directory(head)
+        """Where a mark goes; None when there is nothing to mark and no need to record it.
+
+        Below a file there is nothing to delete; umoci writes such marks for a directory that became a file.
+        """
+        try:
+            return self._tree.ensure(head) if self._deletions.recorded else self._tree.directory(head)
+        except NotADirectoryError:
+            return None
 
     def _regular(self, head: bytes, base: bytes) -> None:
         reader = self._reader
@@ -317,6 +323,7 @@ class Extractor:
         if reader.xattrs:
             set_xattrs(xattr.entry_path(directory.fd, base), reader, self.notes, plain=False)
         os.utime(base, ns=entry_times(reader), dir_fd=directory.fd, follow_symlinks=False)
+        self.bytes += len(reader.link_name)
 
     def _special(self, head: bytes, base: bytes) -> None:
         reader = self._reader
