@@ -19,9 +19,9 @@ from layerlimit.archive.inflate import Compression, Inflater, detect
 from layerlimit.archive.limits import KIB, MIB, Limits
 from layerlimit.errors import from_os_error
 
-CHUNK = MIB
+CHUNK = 4 * MIB
 _RAW = 256 * KIB  # compressed bytes at a time, and the first look at any stream
-_BUFFERS = 6
+_BUFFERS = 4
 _RAW_BUFFERS = 3
 
 
