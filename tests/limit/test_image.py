@@ -408,3 +408,28 @@ def test_what_belongs_to_a_layer(images: ImageLimiter, tmp_path: Path) -> None:
     images.create("a", LIMIT, (0, 0))
     assert images.files("a") == [images.image("a"), tmp_path / "root/img/a"]
     assert all(path.exists() for path in images.files("a"))
+
+
+# -- what is committed ---------------------------------------------------------------------------------
+
+
+@pytest.mark.guest
+def test_sync_reaches_what_only_another_namespace_has_mounted(images: ImageLimiter, tmp_path: Path) -> None:
+    """A copy of our mount keeps the file system alive: our unmount was not the last and wrote nothing out."""
+    record = images.create("a", LIMIT, (0, 0))
+    place = images.attach("a", record)
+    keeping = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep infinity"]
+    (place.upper / "file").write_bytes(b"committed")
+    with subprocess.Popen(keeping, stdout=subprocess.PIPE) as keeper:
+        try:
+            assert keeper.stdout is not None
+            assert keeper.stdout.readline() == b"\n"
+            images.detach("a")
+            images.sync("a")
+            image = tmp_path / "as a power cut leaves it"
+            image.write_bytes(images.image("a").read_bytes())
+        finally:
+            keeper.kill()
+    subprocess.run(["e2fsck", "-fp", image], check=False, capture_output=True)
+    shown = subprocess.run(["debugfs", "-R", "cat upper/file", image], check=True, capture_output=True)
+    assert shown.stdout == b"committed"

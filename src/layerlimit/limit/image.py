@@ -33,7 +33,7 @@ from pathlib import Path
 from layerlimit.errors import Busy, Corrupt, InvalidArgument, NotSupported, from_os_error
 from layerlimit.limit import ext4
 from layerlimit.limit.protocol import Health, Limit, Place, Record, Usage
-from layerlimit.limit.template import Templates, detached, fill_inodes, mount_options
+from layerlimit.limit.template import Templates, detached, fill_inodes, mount_options, sync_mounted
 from layerlimit.linux import files, loop, mount
 from layerlimit.linux.statfs import statfs
 from layerlimit.linux.statx import statx
@@ -323,11 +323,18 @@ class ImageLimiter:
         mount.bind(upper, bind)
 
     def sync(self, id: str) -> None:
-        """Make what was written to the layer durable: its file system if it is mounted, then the image."""
+        """Make what was written to the layer durable: its file system if it is mounted, then the image.
+
+        It may be mounted in another namespace only, which got a copy of a mount that has gone here: then no
+        last unmount has written it out.
+        """
         place = self._place(id)
-        if self._mount_root(place):
-            files.sync_file_system(place)
         with self._opened(id, os.O_RDONLY) as fd:
+            if self._mount_root(place):
+                files.sync_file_system(place)
+            elif not files.try_flock(fd) and (live := loop.find(os.fstat(fd))) is not None:
+                with live:
+                    sync_mounted(live.path)
             os.fsync(fd)
 
     def unbind(self, id: str) -> None:

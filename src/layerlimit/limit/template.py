@@ -10,6 +10,7 @@ durable; two processes that make the same one both succeed. Templates are a cach
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -66,6 +67,21 @@ def detached(image: Path, limit: Limit, *, block_size: int = ext4.BLOCK) -> Iter
         with context.mount() as mount:
             yield mount.fd
     _wait_until_free(device.path, image)
+
+
+def sync_mounted(device: Path) -> None:
+    """syncfs of what is mounted from a device, wherever that is; read-only there is nothing to write."""
+    with FsContext("ext4") as context:
+        context.set_string("source", device)
+        context.set_string("errors", "remount-ro")
+        try:
+            context.create()
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return
+            raise
+        with context.mount() as mount:
+            files.sync_file_system(Path(f"/proc/self/fd/{mount.fd}"))
 
 
 def _wait_until_free(device: Path, image: Path) -> None:
