@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from layerlimit.driver.layout import Layout
 from layerlimit.errors import Error
 from layerlimit.limit import ImageLimiter, Limit, format_size
 from layerlimit.linux.statx import is_mount_point
@@ -59,8 +58,8 @@ def capacity_text(capacity: Capacity) -> str:
 
 def mounted_at(store: Store, info: Info) -> list[str]:
     """Where the layer is mounted at this moment; asked of the kernel, without waiting for anybody."""
-    layout = Layout(store.root, go=False)
-    return [str(path) for path in (layout.mnt(info.id), layout.mnt(f"{info.id}@ro")) if is_mount_point(path)]
+    place = f"{store.root}/mnt/{info.id}"
+    return [path for path in (place, f"{place}@ro") if is_mount_point(path)]
 
 
 def summary(store: Store, info: Info) -> dict[str, Any]:

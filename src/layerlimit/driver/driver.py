@@ -390,7 +390,9 @@ class Driver:
 
     def limit(self, id: str) -> Limit | None:
         """The limit in force, None when there is none; NotFound, Corrupt."""
-        record = self._layer(id).record
+        if not self._records.exists(check_id(id)):
+            self._records.chain(id)  # says so
+        record = self._records.record(id)
         return None if record is None else record.limit
 
     def usage(self, id: str) -> Usage:

@@ -7,15 +7,17 @@ always taken before its ancestors' (a chain has no cycles), so two callers canno
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from layerlimit.errors import from_os_error
+from layerlimit.errors import Error, from_os_error
 from layerlimit.linux.files import lock_ranges
 
 _ROOT = 0
+_HARMLESS = (errno.ENOENT, errno.EEXIST, errno.EBUSY)  # answers, not failures
 
 
 def _offset(id: str) -> int:
@@ -38,6 +40,7 @@ class Locks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.on_failure: Callable[[], object] | None = None  # called when an operation met an error
 
     @contextlib.contextmanager
     def hold(self, *ids: str) -> Iterator[Held]:
@@ -55,7 +58,17 @@ class Locks:
             finally:
                 os.close(fd)
         except OSError as error:
+            self._failed(error)
             raise from_os_error(error, f"work on layer {', '.join(ids)}") from error
+        except Error as error:
+            if isinstance(error.__cause__, OSError):
+                self._failed(error.__cause__)
+            raise
+
+    def _failed(self, error: OSError) -> None:
+        """Such an operation may have left something that it could not undo, either."""
+        if self.on_failure is not None and error.errno not in _HARMLESS:
+            self.on_failure()
 
     @contextlib.contextmanager
     def attempt(self, id: str) -> Iterator[Held | None]:

@@ -106,8 +106,9 @@ class Mounter:
     def bring_up(self, layer: Layer, held: Held, *, view: bool = False) -> Path:
         """Have the layer (or its view) mounted and proven; returns the path. Leaves no half on failure."""
         key = layer.id + VIEW if view else layer.id
-        was_up = self.is_up(key)
+        was_up = False
         try:
+            was_up = layer.record is not None and self.is_up(key)
             stack = self.stack(layer, key, held, view=view)
             target = self.path(layer, view=view)
             # Not "is a mount": a union that a killed process left half-made is mounted anew.

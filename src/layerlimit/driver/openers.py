@@ -1,11 +1,13 @@
 """Who has a root open, and whether it has to be swept: the file ``open``.
 
     header   "<boot id> <device> <inode>": swept in this boot, and this file is no copy
-    1 byte   per opener: 1 while it has the root open, with a lock of the kernel on the byte
+    1 byte   per opener: 1 while it has the root open, with a lock of the kernel on the byte; 2 once an
+             operation of its met an error
 
-A byte of 1 without its lock is an opener that was killed, and may have left something half-done. So an
-opening costs the same whatever is in the root: it reads one page, and only after a boot or a death is there
-anything to sweep. Nothing here is synced: after a crash of the machine there is another boot id.
+A byte without its lock is an opener that was killed, and may have left something half-done; so may one that
+could not undo what failed. An opening costs the same whatever is in the root: it reads one page, and only
+after a boot, a death or an error is there anything to sweep. Nothing here is synced: after a crash of the
+machine there is another boot id.
 """
 
 from __future__ import annotations
@@ -14,19 +16,22 @@ import contextlib
 import os
 import random
 import weakref
+from functools import partial
 from pathlib import Path
 
 from layerlimit.driver.holds import boot_id
+from layerlimit.driver.locks import Locks
 from layerlimit.linux.files import lock_ranges
 
 _HEADER = 128
 _SIZE = 4096
+_OPEN, _FAILED = 1, 2
 
 
 class Openers:
     """One opener's view of the file; it leaves when :meth:`leave` is called or the object is gone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, locks: Locks) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         status = os.fstat(self._fd)
         if status.st_size < _SIZE:  # all of it now: once the disk is full, it can still be opened
@@ -34,9 +39,14 @@ class Openers:
         self._wanted = f"{boot_id()} {status.st_dev} {status.st_ino}".encode().ljust(_HEADER)
         page = os.pread(self._fd, _SIZE, 0)
         self._dead = [at for at in range(_HEADER, _SIZE) if page[at] and self._lock(at)]
-        self.due = page[:_HEADER] != self._wanted or bool(self._dead)
+        failed = [at for at in range(_HEADER, _SIZE) if page[at] == _FAILED and at not in self._dead]
+        self.due = page[:_HEADER] != self._wanted or bool(self._dead or failed)
         own = self._take(page)
-        self._leave = weakref.finalize(self, _leave, self._fd, own)
+        for at in failed:  # before we sweep: it may fail again meanwhile
+            os.pwrite(self._fd, bytes([_OPEN]), at)
+        if own:
+            locks.on_failure = partial(os.pwrite, self._fd, bytes([_FAILED]), own)
+        self._leave = weakref.finalize(self, _leave, self._fd, own, locks)
 
     def _lock(self, at: int) -> bool:
         return lock_ranges(self._fd, [at], exclusive=True, wait=False)
@@ -46,7 +56,7 @@ class Openers:
         free = [at for at in range(_HEADER, _SIZE) if not page[at]]
         for at in random.sample(free, len(free)):  # two that open at once do not try the same ones
             if self._lock(at):
-                os.pwrite(self._fd, b"\1", at)
+                os.pwrite(self._fd, bytes([_OPEN]), at)
                 return at
         os.pwrite(self._fd, bytes(_HEADER), 0)
         return 0
@@ -65,8 +75,9 @@ class Openers:
         self._leave()
 
 
-def _leave(fd: int, own: int) -> None:
+def _leave(fd: int, own: int, locks: Locks) -> None:
+    locks.on_failure = None
     with contextlib.suppress(OSError):
-        if own:
+        if own and os.pread(fd, 1, own) != bytes([_FAILED]):
             os.pwrite(fd, b"\0", own)
     os.close(fd)

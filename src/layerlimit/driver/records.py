@@ -49,7 +49,7 @@ class Records:
         if not is_id(id):
             return False
         try:
-            return stat.S_ISREG(os.lstat(self._layout.layers / id).st_mode)
+            return stat.S_ISREG(os.lstat(f"{self._layout.root}/layers/{id}").st_mode)
         except FileNotFoundError:
             return False
 
@@ -130,9 +130,10 @@ class Records:
 
     def record(self, id: str) -> Record | None:
         """How ``id`` is limited, None when it is not. A record that is missing or false is Corrupt."""
-        image = self._layout.root / "containers_quota" / f"{id}.ext4"
+        image = f"{self._layout.root}/containers_quota/{id}.ext4"
         try:
-            raw = (self._layout.meta / id).read_bytes()
+            with open(f"{self._layout.root}/meta/{id}", "rb", buffering=0) as file:
+                raw = file.read()
         except FileNotFoundError as error:
             if self._layout.go:
                 return _record_of_go(image)
@@ -181,7 +182,7 @@ class Records:
         self._index.rebuild(parents, lambda id: not self.exists(id) and is_gone(id))
 
 
-def _record_of_go(image: os.PathLike[str]) -> Record | None:
+def _record_of_go(image: str) -> Record | None:
     """An image beside a layer without a record was made by the Go driver: the layer is at its root."""
     try:
         size = os.lstat(image).st_size

@@ -36,7 +36,7 @@ class Sweep:
         self._mounter = mounter
         self._limiter = limiter
         try:
-            self._openers = Openers(layout.openers)
+            self._openers = Openers(layout.openers, locks)
         except OSError as error:
             raise from_os_error(error, f"open {layout.root}") from error
 
