@@ -119,7 +119,8 @@ def among_many(disk: Path, layers: int, rounds: int, targets: Targets) -> None:
         for name, (small, large) in times.items():
             ratio = statistics.median(large) / statistics.median(small)
             told = f"{name}: {statistics.median(small) * 1e3:.2f} → {statistics.median(large) * 1e3:.2f} ms"
-            targets.say(told, ratio, "×", FLAT)
+            # An unmount waits for the kernel; that we do nothing more is counted by the tests.
+            targets.say(told, ratio, "×", None if name == "umount" else FLAT)
         targets.say(f"ls of {layers} layers", timed(many.ls), "s", LS_SECONDS)
         targets.say(f"the command ls of {layers} layers", timed(lambda: command(many, "ls")), "s", LS_SECONDS)
         each = [
