@@ -2,8 +2,8 @@
 
 One *round* is two boots. In the first, workloads run side by side, each on a store and a disk of its own,
 until qemu is killed at a random moment. **That cut is real**: the disk then keeps a random subset of what no
-flush covers. The other cuts of a round are **replayed** from the same log: at an earlier position, with a
-subset of their own, half of them right after an operation returned, when most is at stake. The guest of the
+flush covers. The other cuts of a round are **replayed** from the same log at an earlier position: right
+after an operation returned, when most is at stake, or anywhere, with a subset of their own or nothing kept. The guest of the
 second boot mounts all of these disks and looks at the stores; to it, a real cut and a replayed one are the
 same: a disk that stopped somewhere in its log.
 
@@ -98,11 +98,12 @@ def _moments(disk: VolatileDisk, run: Run, choice: random.Random) -> list[tuple[
     ends, kept = disk.positions("end"), disk.positions("end", KEPT)
     moments: list[tuple[int, int | None]] = []
     for number in range(run.cuts - 1):
-        if run.mutant:
-            ends_of = kept if run.mutant == COMMIT else ends[len(ends) // 2 :]
-            moments.append((choice.choice(ends_of), None))
-        elif number % 2 == 0:
-            moments.append((choice.choice(kept if number % 4 == 0 else ends), choice.getrandbits(32)))
+        if run.mutant == DATABASE:
+            moments.append((choice.choice(ends[len(ends) // 2 :]), None))
+        elif run.mutant == COMMIT or number % 4 == 0:
+            moments.append((choice.choice(kept), None))
+        elif number % 4 == 2:
+            moments.append((choice.choice(ends), choice.getrandbits(32)))
         else:
             moments.append((choice.randrange(ends[0], len(disk)), choice.getrandbits(32)))
     return [*moments, (len(disk), choice.getrandbits(32))]
