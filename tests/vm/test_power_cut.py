@@ -2,10 +2,10 @@
 
 One *round* is two boots. In the first, workloads run side by side, each on a store and a disk of its own,
 until qemu is killed at a random moment. **That cut is real**: the disk then keeps a random subset of what no
-flush covers. The other cuts of a round are **replayed** from the same log at an earlier position: right
-after an operation returned, when most is at stake, or anywhere, with a subset of their own or nothing kept. The guest of the
-second boot mounts all of these disks and looks at the stores; to it, a real cut and a replayed one are the
-same: a disk that stopped somewhere in its log.
+flush covers. The other cuts of a round are **replayed** from the same log at an earlier position: right after
+an operation returned, when most is at stake, or anywhere, with a subset of their own or nothing kept. The
+guest of the second boot mounts all of these disks and looks at the stores; to it, a real cut and a replayed
+one are the same: a disk that stopped somewhere in its log.
 
 The mutants prove the harness: without the sync of a commit, or with a database that does not sync, it has to
 find a loss. They run in the same boots on disks of their own, and their replayed cuts keep nothing that may
