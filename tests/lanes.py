@@ -159,6 +159,17 @@ def _go(scratch: Path) -> str:
     )
 
 
+def _engines(scratch: Path) -> str:
+    # The programs are not probed: scripts/setup builds them, and where they could run their lack is a failure.
+    for missing in (_root(scratch), _overlay_by_mount(scratch), _loop(scratch)):
+        if missing:
+            return missing
+    if not any(Path("/sys/fs/cgroup").glob("**/cgroup.procs")):
+        return "no control groups"
+    done = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], check=False, capture_output=True)
+    return done.stderr.decode().strip()
+
+
 _PROBES: dict[str, Probe] = {
     "root": _root,
     "resource": _resource,
@@ -174,6 +185,10 @@ _PROBES: dict[str, Probe] = {
     "strace": _program("strace", "-o", "/dev/null", "true"),
     "debootstrap": _program("debootstrap", "--version"),
     "go": _go,
+    "engines": _engines,
+    "containerd": _program("containerd", "--version"),
+    "promtool": _program("promtool", "--version"),
+    "systemd_analyze": _program("systemd-analyze", "--version"),
 }
 
 PROGRAMS = ("mke2fs", "e2fsck", "resize2fs", "debugfs", "mkfs.xfs", "auplink", "qemu-system-x86_64")
