@@ -160,7 +160,7 @@ def _go(scratch: Path) -> str:
 
 
 def _engines(scratch: Path) -> str:
-    # The programs are not probed: scripts/setup builds them, and where they could run their lack is a failure.
+    # Not whether the engines are there: where they could run, a missing program is a failure and not a skip.
     for missing in (_root(scratch), _overlay_by_mount(scratch), _loop(scratch)):
         if missing:
             return missing
