@@ -186,7 +186,6 @@ _PROBES: dict[str, Probe] = {
     "debootstrap": _program("debootstrap", "--version"),
     "go": _go,
     "engines": _engines,
-    "containerd": _program("containerd", "--version"),
     "promtool": _program("promtool", "--version"),
     "systemd_analyze": _program("systemd-analyze", "--version"),
 }

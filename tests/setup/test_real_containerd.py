@@ -1,4 +1,4 @@
-"""What containerd itself makes of the configuration that we write."""
+"""What containerd itself, 1.6 and a current one, makes of the configuration that we write."""
 
 from __future__ import annotations
 
@@ -18,50 +18,65 @@ from layerlimit.setup import (
     undo_containerd,
 )
 
-pytestmark = pytest.mark.lane("containerd")
+pytestmark = pytest.mark.lane("engines")
 
+ENGINES = Path(__file__).parents[2] / ".cache" / "engines"
 ADDRESS, ROOT = "/run/layerlimit/layerlimit.sock", "/var/lib/layerlimit"
+TRANSFER = "io.containerd.transfer.v1.local"
 
 
-def dump(path: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        ["containerd", "--config", str(path), "config", "dump"], check=False, capture_output=True, text=True
-    )
+def ask(program: Path, *words: str) -> str:
+    done = subprocess.run([program, *words], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return tomllib.loads(done.stdout)
-
-
-def generated() -> str:
-    """The longest configuration there is: everything that containerd knows, in its own writing."""
-    done = subprocess.run(["containerd", "config", "default"], check=True, capture_output=True, text=True)
     return done.stdout
 
 
-@pytest.mark.parametrize("start", ["none", "generated"])
+@pytest.mark.parametrize("start", ["none", "its default"])
 @pytest.mark.parametrize("default", [False, True])
-def test_containerd_reads_what_we_wrote(tmp_path: Path, start: str, default: bool) -> None:
-    path = tmp_path / "config.toml"
-    if start == "generated":
-        path.write_text(generated())
-    installed = containerd_version()
+@pytest.mark.parametrize("which", ["debian", "bin"])
+def test_containerd_reads_what_we_wrote(tmp_path: Path, which: str, start: str, default: bool) -> None:
+    program = ENGINES / which / "containerd"
+    installed = containerd_version(str(program))
     assert installed is not None
-    stanzas = Stanzas(("layerlimit", "small"), ADDRESS, ROOT, default=default, runtimes=installed >= (1, 7))
+    path = tmp_path / "config.toml"
+    if start == "its default":  # everything that it knows, in its own writing
+        path.write_text(ask(program, "config", "default"))
     before = read_text(path)
+    stanzas = Stanzas(("layerlimit", "small"), ADDRESS, ROOT, default=default, runtimes=installed >= (1, 7))
     edit = set_up_containerd(path, before, stanzas, installed=installed)
     apply_edit(edit)
-    seen = dump(path)
-    for name in ("layerlimit", "small"):
-        assert seen["proxy_plugins"][name]["type"] == "snapshot"
-        assert seen["proxy_plugins"][name]["address"] == ADDRESS
+    seen = tomllib.loads(ask(program, "--config", str(path), "config", "dump"))
+    _check_proxies(seen)
+    cri = seen["plugins"]
     if installed < (2, 0):
-        cri = seen["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]
-        assert cri["snapshotter"] == ("layerlimit" if default else "overlayfs")
+        used = cri["io.containerd.grpc.v1.cri"]["containerd"]["snapshotter"]
+    else:
+        used = cri["io.containerd.cri.v1.images"]["snapshotter"]
+        _check_current(cri)
+    assert used == ("layerlimit" if default else "overlayfs")
+
     undone = undo_containerd(path, edit.after, stanzas.snapshotters)
     apply_edit(undone)
-    if before is not None and not default:
-        assert tomllib.loads(undone.after) == _without_empty(tomllib.loads(before))
+    again = tomllib.loads(ask(program, "--config", str(path), "config", "dump"))
+    path.write_text(before or f"version = {tomllib.loads(edit.after)['version']}\n")
+    assert again == tomllib.loads(ask(program, "--config", str(path), "config", "dump"))
 
 
-def _without_empty(table: dict[str, Any]) -> dict[str, Any]:
-    """An empty table of proxy plugins goes with the last of them."""
-    return {key: value for key, value in table.items() if key != "proxy_plugins" or value}
+def _check_proxies(seen: dict[str, Any]) -> None:
+    for name in ("layerlimit", "small"):
+        proxy = seen["proxy_plugins"][name]
+        assert (proxy["type"], proxy["address"]) == ("snapshot", ADDRESS)
+
+
+def _check_current(plugins: dict[str, Any]) -> None:
+    """What 2.x needs besides: where pulls unpack, and the runtimes of RuntimeClasses."""
+    unpacking = [each["snapshotter"] for each in plugins[TRANSFER]["unpack_config"]]
+    assert unpacking == ["overlayfs", "layerlimit", "small"]
+    runtimes = plugins["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
+    assert runtimes["runc"]["snapshotter"] == ""
+    for key in ("runtime_type", "snapshotter"):
+        assert runtimes["small"][key] == {**runtimes["runc"], "snapshotter": "small"}[key]
+    # Where the file says how runc runs, ours runs so; where it does not, containerd fills both in.
+    if runtimes["small"]["sandboxer"]:
+        assert runtimes["small"] == {**runtimes["runc"], "snapshotter": "small"}
+    assert plugins["io.containerd.cri.v1.images"]["runtime_platforms"]["small"]["snapshotter"] == "small"
