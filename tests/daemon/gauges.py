@@ -24,9 +24,16 @@ class Layer:
     limit_inodes: int | None = 100
 
 
+class Reaper:
+    """How many layers wait for deletion."""
+
+    def waiting(self) -> int:
+        return 7
+
+
 @dataclass(slots=True)
 class Source:
-    """The three questions of :class:`layerlimit.daemon.metrics.Metrics`."""
+    """A store as metrics see it."""
 
     layers: list[Layer] = field(default_factory=lambda: [Layer()])
     error: Exception | None = None
@@ -39,5 +46,6 @@ class Source:
     def capacity(self) -> Capacity:
         return Capacity(size=1000, free=400, promised=1500, overcommit=2.0, floor=256)
 
-    def trash(self) -> int:
-        return 7
+    @property
+    def reaper(self) -> Reaper:
+        return Reaper()

@@ -18,11 +18,14 @@ from layerlimit.daemon.config import (
     Snapshotter,
     default_config,
     load_config,
+    override,
     parse_address,
     parse_config,
+    read_config,
 )
 from layerlimit.errors import InvalidArgument, NotFound
 from layerlimit.limit import Limit
+from layerlimit.store import Policy
 
 GIB = 1 << 30
 
@@ -138,3 +141,53 @@ def test_the_schema_is_closed() -> None:
         each for each in vars(module).values() if isinstance(each, type) and issubclass(each, module._Table)
     ]
     assert all(each.__struct_config__.forbid_unknown_fields for each in tables)
+
+
+def test_the_command_line_wins() -> None:
+    config = parse_config(
+        '[[snapshotters]]\nname = "a"\ndefault_limit = "1g"\nmaximum = "4g"\n[log]\nformat = "json"\n',
+        source="x",
+    )
+    assert override(config, root=None, snapshotters=()) == config
+    changed = override(
+        config, root="/r", log_level="debug", metrics="127.0.0.1:1", snapshotters=("a=2g", "b")
+    )
+    assert (changed.root, changed.metrics.address) == ("/r", "127.0.0.1:1")
+    assert changed.log == Log(level="debug", format="json")
+    first, second = changed.snapshotters
+    assert (first.limit, first.maximum_bytes) == (Limit(2 * GIB), 4 * GIB)
+    assert second == Snapshotter(name="b")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"root": "here"}, "root = 'here' is not an absolute path"),
+        ({"snapshotters": ("a=8g",)}, "'8g' is above maximum"),
+        ({"snapshotters": ("b", "b")}, "the snapshotter b is there twice"),
+        ({"snapshotters": ("b=",)}, "default_limit = '' is not a size"),
+        ({"metrics": "9745"}, "'9745' is not an address"),
+        ({"log_level": "loud"}, "Invalid enum value 'loud'"),
+    ],
+)
+def test_a_bad_option_is_refused(given: dict[str, object], says: str) -> None:
+    config = parse_config('[[snapshotters]]\nname = "a"\nmaximum = "4g"\n', source="x")
+    with pytest.raises(InvalidArgument) as refused:
+        override(config, **given)
+    assert says in refused.value.message
+
+
+def test_the_policy_is_what_was_recorded_unless_the_file_says_so() -> None:
+    recorded = Policy(overcommit=3.0, floor=7, default_limit=9)
+    assert PolicyTable().over(recorded) == recorded
+    assert PolicyTable(floor="1g").over(recorded) == Policy(3.0, GIB, 9)
+    assert PolicyTable(overcommit=1.5, floor=0).over(recorded) == Policy(1.5, 0, 9)
+
+
+def test_no_file_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DEFAULT_FILE", tmp_path / "config.toml")
+    assert read_config() == Config()
+    (tmp_path / "config.toml").write_text('root = "/r"\n')
+    assert read_config().root == "/r"
+    with pytest.raises(NotFound):
+        read_config(tmp_path / "none")

@@ -14,7 +14,7 @@ Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def metrics_of(source: Source) -> Metrics:
-    return Metrics(gauges=source.gauges, capacity=source.capacity, trash=source.trash)
+    return Metrics(gauges=source.gauges, capacity=source.capacity, trash=source.reaper.waiting)
 
 
 def scrape(metrics: Metrics) -> dict[Sample, float]:

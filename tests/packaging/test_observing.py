@@ -26,7 +26,7 @@ METRIC = re.compile(r"\b(?:layerlimit|process)_[a-z_]+")
 def exported() -> dict[str, set[str]]:
     """The labels of every sample that a daemon shows, by name."""
     source = Source()
-    metrics = Metrics(gauges=source.gauges, capacity=source.capacity, trash=source.trash)
+    metrics = Metrics(gauges=source.gauges, capacity=source.capacity, trash=source.reaper.waiting)
     metrics.answered("Prepare", "INTERNAL", 0.1)
     families = text_string_to_metric_families(metrics.exposition().decode())
     return {

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from layerlimit.errors import Error, InvalidArgument, from_os_error
 from layerlimit.limit import Limit, parse_size
+
+if TYPE_CHECKING:
+    from layerlimit.store import Policy
 
 DEFAULT_FILE: Final = Path("/etc/layerlimit/config.toml")
 _HINT: Final = "'layerlimit config default' shows every key with its meaning"
@@ -125,6 +130,15 @@ class PolicyTable(_Table, frozen=True, kw_only=True):
         """The bytes that always stay free on the disk."""
         return _size("floor", self.floor, least=0)
 
+    def over(self, recorded: Policy) -> Policy:
+        """The policy that a store recorded, with what the file says instead."""
+        floor = self.floor_bytes
+        return replace(
+            recorded,
+            overcommit=recorded.overcommit if self.overcommit is None else self.overcommit,
+            floor=recorded.floor if floor is None else floor,
+        )
+
 
 class Config(_Table, frozen=True, kw_only=True):
     """The whole file."""
@@ -149,6 +163,43 @@ class Config(_Table, frozen=True, kw_only=True):
         _require(bool(names), "there is no snapshotter: give one [[snapshotters]] at least")
         twice = sorted({name for name in names if names.count(name) > 1})
         _require(not twice, f"the snapshotter {', '.join(twice)} is there twice")
+
+
+def read_config(path: Path | None = None) -> Config:
+    """What ``path`` says, or :data:`DEFAULT_FILE` where there is one, or the defaults."""
+    if path is not None or DEFAULT_FILE.exists():
+        return load_config(path or DEFAULT_FILE)
+    return Config()
+
+
+def override(config: Config, **given: object) -> Config:
+    """The configuration with what the command line says instead; None stands for "not said".
+
+    The keys are those of :class:`Config`; ``metrics``, ``log_level`` and ``log_format`` set what is in their
+    tables, and ``snapshotters`` are words ``NAME`` or ``NAME=LIMIT``: a name that the file has, too, keeps
+    what the file says of it besides.
+    """
+    said = {key: value for key, value in given.items() if value not in (None, ())}
+    try:
+        if "metrics" in said:
+            said["metrics"] = Metrics(address=str(said["metrics"]))
+        log = {key: said.pop(f"log_{key}") for key in ("level", "format") if f"log_{key}" in said}
+        if log:
+            said["log"] = msgspec.structs.replace(config.log, **log)
+        if "snapshotters" in said:
+            known = {each.name: each for each in config.snapshotters}
+            words: Any = said["snapshotters"]
+            said["snapshotters"] = tuple(_snapshotter(word, known) for word in words)
+        return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(config, **said)), Config)
+    except (msgspec.ValidationError, _Refused) as error:
+        reason = str(error).partition(" - at `$")[0]
+        raise InvalidArgument(reason, hint="see 'layerlimit serve --help'", code="config.invalid") from error
+
+
+def _snapshotter(word: str, known: Mapping[str, Snapshotter]) -> Snapshotter:
+    name, equals, limit = word.partition("=")
+    found = known.get(name) or Snapshotter(name=name)
+    return msgspec.structs.replace(found, default_limit=limit) if equals else found
 
 
 def load_config(path: Path) -> Config:

@@ -61,6 +61,12 @@ class Reaper:
         self._reserve.restock()
         return notes
 
+    def waiting(self) -> int:
+        """How many removed layers are yet to be deleted."""
+        with self._database.reading() as db:
+            (count,) = db.execute("SELECT count(*) FROM trash").fetchone()
+        return int(count)
+
     def _queued(self) -> list[str]:
         """Trashed ids, descendants before what they stand on."""
         with self._database.reading() as db:

@@ -12,7 +12,7 @@ import click
 from layerlimit.cli.options import Command
 from layerlimit.cli.output import write
 from layerlimit.cli.settings import DEFAULT_ROOT, Settings
-from layerlimit.daemon.config import DEFAULT_FILE, Config, load_config
+from layerlimit.daemon.config import read_config
 from layerlimit.setup import (
     Edit,
     Stanzas,
@@ -87,7 +87,7 @@ def containerd(
     remove: bool,
 ) -> None:
     """Write the stanzas for containerd 1.6, 1.7 or 2.x, whichever is installed."""
-    daemon = _daemon()
+    daemon = read_config()
     names = tuple(dict.fromkeys(snapshotters)) or tuple(each.name for each in daemon.snapshotters)
     text = read_text(path)
     if remove:
@@ -107,14 +107,10 @@ def docker(
     settings: Settings, path: Path, snapshotter: str | None, yes: bool, dry_run: bool, remove: bool
 ) -> None:
     """Make Docker 24 or later keep all containers in our snapshotter."""
-    name = snapshotter or _daemon().snapshotters[0].name
+    name = snapshotter or read_config().snapshotters[0].name
     text = read_text(path)
     edit = undo_docker(path, text, name) if remove else set_up_docker(path, text, name)
     _carry_out(settings, edit, yes=yes, dry_run=dry_run)
-
-
-def _daemon() -> Config:
-    return load_config(DEFAULT_FILE) if DEFAULT_FILE.exists() else Config()
 
 
 def _carry_out(settings: Settings, edit: Edit, *, yes: bool, dry_run: bool) -> None:
