@@ -25,6 +25,7 @@ GROUP = 32768 * BLOCK
 INODE_SIZE = 256
 BYTES_PER_INODE = 16384
 JOURNAL = 4 * MIB
+REPAIR_BYTES = 2 * JOURNAL  # on the host: what a replay may write where the image has holes
 MIN_BYTES = 4 * MIB  # below this mke2fs finds no room for the journal
 SPARE_INODES = 18  # 10 that ext4 keeps, the image's own directories, and what a union makes in them (AUFS: 4)
 
@@ -185,8 +186,17 @@ def repair(image: Path, lock: int) -> bool:
     """``e2fsck -p`` an unattached image; True when it changed something. Corrupt when it refuses.
 
     The image is kept either way. ``lock`` is the descriptor with the image's flock: the program keeps it,
-    so that nobody attaches the image while it works, should we be killed.
+    so that nobody attaches the image while it works, should we be killed. OutOfSpace, with the image as it
+    was, while the disk below it has no room: e2fsck cannot fill holes then, and what it leaves may be worse.
     """
+    space = os.statvfs(image.parent)
+    free = space.f_bavail * space.f_frsize
+    if free < REPAIR_BYTES:
+        raise OutOfSpace(
+            f"{image} needs a repair, and the disk has only {free} bytes free",
+            hint=f"free {REPAIR_BYTES} bytes (8 MiB) and mount it again, which repairs it",
+            code="host.full",
+        )
     return _fsck(image, lock, "-p")
 
 

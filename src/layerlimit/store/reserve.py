@@ -78,8 +78,8 @@ class Reserve:
         while True:
             try:
                 return action()
-            except OutOfSpace:
-                if not self._give_up(frees):
+            except OutOfSpace as error:
+                if error.code == "host.full" or not self._give_up(frees):  # it wants more than there is here
                     raise
 
     def _give_up(self, frees: bool) -> bool:
