@@ -346,6 +346,11 @@ def test_children_that_are_down_are_forgotten(tmp_path: Path) -> None:
     holds.add_child("a", "one")
     holds.add_child("a", "two")
     assert holds.needed_by_child("a", up.__contains__)
+    asked: list[str] = []
+    for number in range(50):
+        holds.add_child("many", f"{number}")
+    assert holds.needed_by_child("many", lambda child: not asked.append(child))  # type: ignore[func-returns-value]
+    assert len(asked) == 1  # however many there are
     up.clear()
     assert not holds.needed_by_child("a", up.__contains__)
     assert os.listdir(tmp_path / "a") == []

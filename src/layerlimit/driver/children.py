@@ -7,6 +7,7 @@ entry without a layer does not count. It is not synced; the sweep after a boot o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,8 +33,15 @@ class Children:
         """Take a child out that is gone."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._directory / parent / child)
-        with contextlib.suppress(OSError):  # it has others
+        try:
             os.rmdir(self._directory / parent)
+        except OSError as error:
+            if error.errno not in (
+                errno.ENOTEMPTY,
+                errno.EEXIST,
+                errno.ENOENT,
+            ):  # it has others, or never had
+                raise
 
     def of(self, parent: str) -> list[str]:
         """The children entered for ``parent``, sorted; some may not exist."""

@@ -12,6 +12,7 @@ count. Callers hold the layer's lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -121,8 +122,11 @@ class Holds:
 
     def forget(self, key: str) -> None:
         """Remove the directory of a key that has no holds left; keeps one that has."""
-        with contextlib.suppress(OSError):
+        try:
             os.rmdir(self._directory / key)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
 
     def clear(self, key: str) -> None:
         """Remove every record of a key: its layer is gone, or everything is being unmounted."""
