@@ -123,8 +123,9 @@ def _work(directory: Path, runs: Sequence[Run], disks: Sequence[VolatileDisk], c
 
         def cut_later(_: bytes) -> None:
             for disk in disks:
-                going = disk.wait_for("end", OPERATIONS, SECONDS, unless="failed")
-                assert going, [event for event in disk.events(len(disk)) if "failed" in event]
+                for what, count in ((None, OPERATIONS), (KEPT, 2)):
+                    going = disk.wait_for("end", what, count=count, timeout=SECONDS, unless="failed")
+                    assert going, [event for event in disk.events(len(disk)) if "failed" in event]
             time.sleep(choice.uniform(0.0, 2.0))  # the moment of the cut
             machine.kill()
 

@@ -119,11 +119,11 @@ class VolatileDisk:
             if entry.event and key in entry.event and value in (None, entry.event[key])
         ]
 
-    def wait_for(self, key: str, count: int, timeout: float, *, unless: str) -> bool:
-        """Waits until ``count`` events have ``key``; False when one has ``unless``, or that took too long."""
+    def wait_for(self, key: str, value: object = None, *, count: int, timeout: float, unless: str) -> bool:
+        """Waits for ``count`` events as in :meth:`positions`; False when one has ``unless``, or too late."""
 
         def decided() -> bool:
-            return bool(self.positions(unless)) or len(self.positions(key)) >= count
+            return bool(self.positions(unless)) or len(self.positions(key, value)) >= count
 
         with self._changed:
             return self._changed.wait_for(decided, timeout) and not self.positions(unless)
