@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 
 from layerlimit.errors import AlreadyExists, InvalidArgument, NotSupported
 from layerlimit.setup import Stanzas, set_up_containerd, undo_containerd
@@ -217,3 +218,11 @@ def test_tables_in_any_order() -> None:
     after = set_up(text, ALL, (2, 4))
     assert set(after["proxy_plugins"]) == {"a", "c", "layerlimit", "small"}
     assert after["plugins"]["io.containerd.cri.v1.images"]["max_concurrent_downloads"] == 3
+
+
+def test_text_that_does_not_mean_what_was_meant_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake of the library that keeps the text must not reach the file."""
+    right = tomlkit.dumps
+    monkeypatch.setattr(tomlkit, "dumps", lambda document: right(document).replace("layerlimit.sock", "x"))
+    with pytest.raises(NotSupported, match="by hand"):
+        set_up_containerd(PATH, NODE_2, STANZAS, installed=(2, 4))
