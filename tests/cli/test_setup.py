@@ -46,6 +46,22 @@ def test_containerd_is_told_once_and_the_old_file_kept(cli: Cli, tmp_path: Path)
     assert path.read_text() == CONTAINERD
 
 
+def test_a_bad_command_line_is_refused_in_a_line(cli: Cli, tmp_path: Path) -> None:
+    path = str(tmp_path / "config.toml")
+    for words, says in (
+        (("setup",), "missing command"),
+        (("setup", "podman"), "no such command 'podman'"),
+        (("setup", "containerd", "--config", path, "--snapshotter", "a b"), "the name 'a b'"),
+        (("setup", "docker", "--config", path, "--snapshotter", "../a"), "the name '../a'"),
+        (("setup", "containerd", "--config", path, "--address", "here"), "address = 'here'"),
+        (("setup", "containerd", "--config", str(tmp_path)), "is a directory"),
+    ):
+        done = cli(*words, code=2)
+        assert says in done.err
+        assert len(done.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_docker_is_told_as_json(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "docker" / "daemon.json"
     words = ("setup", "docker", "--config", str(path), "--snapshotter", "small", "--yes")

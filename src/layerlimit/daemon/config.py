@@ -193,7 +193,7 @@ def override(config: Config, **given: object) -> Config:
         return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(config, **said)), Config)
     except (msgspec.ValidationError, _Refused) as error:
         reason = str(error).partition(" - at `$")[0]
-        raise InvalidArgument(reason, hint="see 'layerlimit serve --help'", code="config.invalid") from error
+        raise InvalidArgument(reason, hint="see --help", code="config.invalid") from error
 
 
 def _snapshotter(word: str, known: Mapping[str, Snapshotter]) -> Snapshotter:

@@ -12,7 +12,7 @@ import click
 from layerlimit.cli.options import Command
 from layerlimit.cli.output import write
 from layerlimit.cli.settings import DEFAULT_ROOT, Settings
-from layerlimit.daemon.config import read_config
+from layerlimit.daemon.config import override, read_config
 from layerlimit.setup import (
     Edit,
     Stanzas,
@@ -29,7 +29,7 @@ _CONTAINERD: Final = Path("/etc/containerd/config.toml")
 _DOCKER: Final = Path("/etc/docker/daemon.json")
 
 
-@click.group("setup", short_help="Tell containerd or Docker of the daemon.")
+@click.group("setup", no_args_is_help=False, short_help="Tell containerd or Docker of the daemon.")
 def command() -> None:
     """Write what containerd or Docker has to know of 'layerlimit serve' into its configuration.
 
@@ -87,14 +87,14 @@ def containerd(
     remove: bool,
 ) -> None:
     """Write the stanzas for containerd 1.6, 1.7 or 2.x, whichever is installed."""
-    daemon = read_config()
-    names = tuple(dict.fromkeys(snapshotters)) or tuple(each.name for each in daemon.snapshotters)
+    daemon = override(read_config(), address=address, snapshotters=tuple(dict.fromkeys(snapshotters)))
+    names = tuple(each.name for each in daemon.snapshotters)
     text = read_text(path)
     if remove:
         edit = undo_containerd(path, text, names)
     else:
         root = daemon.root if settings.root == Path(DEFAULT_ROOT) else str(settings.root)
-        stanzas = Stanzas(names, address or daemon.address, root, default=default, runtimes=runtimes)
+        stanzas = Stanzas(names, daemon.address, root, default=default, runtimes=runtimes)
         edit = set_up_containerd(path, text, stanzas, installed=containerd_version())
     _carry_out(settings, edit, yes=yes, dry_run=dry_run)
 
@@ -107,7 +107,7 @@ def docker(
     settings: Settings, path: Path, snapshotter: str | None, yes: bool, dry_run: bool, remove: bool
 ) -> None:
     """Make Docker 24 or later keep all containers in our snapshotter."""
-    name = snapshotter or read_config().snapshotters[0].name
+    name = override(read_config(), snapshotters=(snapshotter,) if snapshotter else ()).snapshotters[0].name
     text = read_text(path)
     edit = undo_docker(path, text, name) if remove else set_up_docker(path, text, name)
     _carry_out(settings, edit, yes=yes, dry_run=dry_run)
