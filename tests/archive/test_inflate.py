@@ -36,7 +36,7 @@ COMPRESS: dict[Compression, Callable[[bytes], bytes]] = {
 }
 COMPRESSED = [each for each in Compression if each is not Compression.NONE]
 # Small enough for no threads, for one chunk and for many; incompressible, so that the raw side is as long.
-SIZES = [0, 1, 512, 300_000, CHUNK, 3 * CHUNK + 17, 6 * CHUNK]
+SIZES = [0, 1, 512, 300_000, CHUNK, 3 * CHUNK + 17, 9 * CHUNK]
 
 
 def read(stream: Readable, limits: Limits | None = None) -> tuple[bytes, str, Compression]:
@@ -166,7 +166,7 @@ class Failing(io.RawIOBase):
         return len(buffer)
 
 
-@pytest.mark.parametrize("good", [0, 2 * CHUNK])
+@pytest.mark.parametrize("good", [0, 5 * CHUNK])
 def test_error_of_the_stream(good: int) -> None:
     with pytest.raises(Error, match="read the layer archive: Input/output error"):
         read(Failing(good))
@@ -175,17 +175,17 @@ def test_error_of_the_stream(good: int) -> None:
 def test_streams_that_only_read() -> None:
     class Reading:
         def __init__(self) -> None:
-            self.data = io.BytesIO(b"x" * 2 * CHUNK)
+            self.data = io.BytesIO(b"x" * 5 * CHUNK)
 
         def read(self, size: int, /) -> bytes:
             return self.data.read(min(size, 1000))
 
-    assert len(read(Reading())[0]) == 2 * CHUNK
+    assert len(read(Reading())[0]) == 5 * CHUNK
 
 
 def test_a_consumer_that_gives_up_leaves_no_thread(tmp_path: Path) -> None:
     path = tmp_path / "data"
-    path.write_bytes(gzip.compress(os.urandom(6 * CHUNK), 1))
+    path.write_bytes(gzip.compress(os.urandom(20 * CHUNK), 1))
     before = threading.active_count()
     with path.open("rb") as stream:
         with pytest.raises(ZeroDivisionError), Source(stream) as source:

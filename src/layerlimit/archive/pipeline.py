@@ -1,9 +1,11 @@
 """The stream of a layer as uncompressed chunks, read, inflated and hashed beside their use.
 
-    stream → read → (inflate) → the caller extracts → hash → buffers go round again
+    stream → (read) → fill and hash → the caller extracts → buffers go round again
 
-Each arrow is a queue, each word a thread; read, inflate and hash leave the interpreter lock while they
-work. Memory is the buffers, whatever the size of the layer.
+Each arrow is a queue; ``fill`` is a thread that reads or inflates, and then hashes what it has handed over
+while it lies in its processor's cache; ``read`` is one more thread for compressed streams. One for the hash
+alone doubles the hand-offs, and each costs a wake-up and a wait for the interpreter lock, which reading,
+inflating and hashing leave. Memory is the buffers, whatever the size of the layer.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from layerlimit.archive.inflate import Compression, Inflater, detect
 from layerlimit.archive.limits import KIB, MIB, Limits
 from layerlimit.errors import from_os_error
 
-CHUNK = 4 * MIB
+CHUNK = MIB
 _RAW = 256 * KIB  # compressed bytes at a time, and the first look at any stream
-_BUFFERS = 4
+_BUFFERS = 6
 _RAW_BUFFERS = 3
 
 
@@ -55,10 +57,22 @@ class _Stopped(Exception):
 
 
 class _Filler:
-    """A thread that fills buffers ahead of :meth:`next`, and passes on what its work raises."""
+    """A thread that fills buffers ahead of :meth:`next`, and passes on what its work raises.
 
-    def __init__(self, name: str, fill: Callable[[memoryview], int], *, size: int, count: int) -> None:
+    ``then`` gets each of them, in order, after :meth:`next` may have it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fill: Callable[[memoryview], int],
+        *,
+        size: int,
+        count: int,
+        then: Callable[[memoryview], None] | None = None,
+    ) -> None:
         self._fill = fill
+        self._then = then
         self._full: SimpleQueue[tuple[memoryview, int] | BaseException] = SimpleQueue()
         self._free: SimpleQueue[memoryview | None] = SimpleQueue()
         self._size = size
@@ -104,6 +118,8 @@ class _Filler:
                 self._full.put((buffer, filled))
                 if filled == 0:
                     return
+                if self._then is not None:
+                    self._then(buffer[:filled])
         except BaseException as error:  # whatever it is belongs to the thread that asked for the work
             self._full.put(error)
 
@@ -126,8 +142,6 @@ class Source:
         self._ended = False
         self._raw: _Filler | None = None
         self._filler: _Filler | None = None
-        self._hasher: threading.Thread | None = None
-        self._to_hash: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
         self._fill: Callable[[memoryview], int] = self._read
         self._spare: memoryview | None = None
         self._raw_lent: memoryview | None = None
@@ -146,21 +160,20 @@ class Source:
                 self._raw = _Filler("layer-read", self._read, size=_RAW, count=_RAW_BUFFERS)
                 self._raw.start()
         if threaded:
-            self._filler = _Filler("layer-fill", self._fill, size=CHUNK, count=_BUFFERS)
+            if self.compression is Compression.NONE:
+                self._hash.update(first[:filled])
+            self._filler = _Filler(
+                "layer-fill", self._fill, size=CHUNK, count=_BUFFERS, then=self._hash.update
+            )
             self._filler.start()
-            self._hasher = threading.Thread(target=self._run_hasher, name="layer-hash", daemon=True)
-            self._hasher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._to_hash.put(None)
         for filler in (self._raw, self._filler):
             if filler is not None:
                 filler.stop()
-        if self._hasher is not None:
-            self._hasher.join()
         if self._filler is not None and self._raw is not None:
             self._filler.join()  # it waits for nothing but self._raw, which is stopped
         reading = self._raw or self._filler
@@ -189,25 +202,16 @@ class Source:
 
     def digest(self) -> str:
         """``sha256:<hex>`` of the uncompressed bytes, once :meth:`chunk` has returned an empty one."""
-        if self._hasher is not None:
-            self._to_hash.put(None)
-            self._hasher.join()
+        if self._filler is not None:
+            self._filler.join()
         return f"sha256:{self._hash.hexdigest()}"
 
     def _finish_chunk(self, buffer: memoryview, filled: int) -> None:
-        if self._hasher is not None:
-            self._to_hash.put((buffer, filled))
-        else:
+        if self._filler is None:
             self._hash.update(buffer[:filled])
             self._spare = buffer if len(buffer) == CHUNK else None
-
-    def _run_hasher(self) -> None:
-        assert self._filler is not None
-        while (item := self._to_hash.get()) is not None:
-            buffer, filled = item
-            self._hash.update(buffer[:filled])
-            if len(buffer) == CHUNK:
-                self._filler.release(buffer)
+        elif len(buffer) == CHUNK:
+            self._filler.release(buffer)
 
     def _next_raw(self) -> memoryview:
         """The next compressed piece, valid until the next call."""
