@@ -43,6 +43,7 @@ _ACL_LATER = frozenset({DEFAULT_ACL})
 # A directory's times and default ACL wait for the end; this many bytes of them in memory, then in a file.
 _WAITING_BYTES = 4 * MIB
 _WAITING = struct.Struct("=IIqq")  # length of the path, length of the ACL, atime, mtime
+_DOT = ord(".")
 _SHORT = 255  # names up to here need no look at their parts
 
 
@@ -86,22 +87,23 @@ class Extractor:
         reader, tree, short = self._reader, self._tree, self._short
         regular, advance, kept, new_file = tar.REGULAR, reader.advance, tree.kept, self._new_file
         while advance():
-            # Most entries are files with a clean name in a directory that is open: no part of it starts
-            # with a dot (so no mark and no ".."), no slash at either end. "/" is 47, "." is 46.
+            # Most entries are files in a directory that is open. Directories are kept by their cleaned paths,
+            # so what is found needs no cleaning; a last part that starts with a dot may be a mark or "..".
             if reader.type == regular:
                 name = reader.name
-                if 0 < len(name) <= short and name[0] > 47 and b"/." not in name and b"//" not in name:
-                    head, _, base = name.rpartition(b"/")
-                    directory = kept.get(head)
-                    if (
-                        directory is not None
-                        and directory.plain
-                        and base
-                        and not reader.xattrs
-                        and reader.regions is None
-                        and new_file(directory.fd, base)
-                    ):
-                        continue
+                head, _, base = name.rpartition(b"/")
+                directory = kept.get(head)
+                if (
+                    directory is not None
+                    and directory.plain
+                    and base
+                    and base[0] != _DOT
+                    and len(name) <= short
+                    and not reader.xattrs
+                    and reader.regions is None
+                    and new_file(directory.fd, base)
+                ):
+                    continue
             self._entry()
             kept = tree.kept
         self._finish()

@@ -147,8 +147,9 @@ class Reader:
                 name = self._prefix(position) + b"/" + name
             self.name = name if long_name is None else long_name
             try:
-                if size_field[11] == 0 and size_field[:11].isdigit():
-                    size = int(size_field[:11], 8)
+                digits = size_field[:11]
+                if size_field[11] == 0 and digits.isdigit():
+                    size = int(digits, 8)
                 else:
                     size = tar.parse_number(size_field, "size")
                     if size < 0:
