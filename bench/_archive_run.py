@@ -1,7 +1,7 @@
 """One apply, export or listing in a process of its own, for :mod:`bench.archive`.
 
-Prints a line of JSON: the seconds of the call alone, and the peak memory of the process in KiB before the
-call (interpreter and modules) and after it.
+Prints a line of JSON: the seconds of the call alone, the processor seconds of all its threads, and the peak
+memory of the process in KiB before the call (interpreter and modules) and after it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(action: str, *arguments: str) -> None:
     """``apply DIRECTORY DURABLE`` reads standard input; ``write DIRECTORY FILE COMPRESSION``;
     ``changes UPPER LOWER``; ``compare NEW OLD``."""
     before = _peak()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     if action == "apply":
         target, durable = arguments
         with os.fdopen(os.dup(0), "rb", buffering=0) as stream:
@@ -43,9 +43,9 @@ def main(action: str, *arguments: str) -> None:
         changes(Path(arguments[0]), [Path(arguments[1])], form=Form.OVERLAY)
     else:
         compare(Path(arguments[0]), Path(arguments[1]))
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
     after = _peak()
-    print(json.dumps({"seconds": seconds, "before": before, "after": after}))
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "before": before, "after": after}))
 
 
 if __name__ == "__main__":

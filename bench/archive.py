@@ -3,9 +3,10 @@
 The layers are real ones (tests/archive/real.py): a Debian root file system, an npm tree of 25,000 files, its
 upgrade; and eight files of 64 MiB. Every engine runs as a process of its own on the same bytes in the page
 cache, one after the other in each round, with a fresh directory for its result; the median of the rounds
-counts. On disk everybody ends an apply with syncfs (``sync -f`` where the engine has none); on tmpfs that is
-nothing to anybody. Engines that compute digests do; GNU tar has none. Of our process the call is timed, not
-the start of the interpreter, which is printed.
+counts. The minimum stands beside it, and the processor seconds (user and system): on a machine that others
+use too, only these say something. On disk everybody ends an apply with syncfs (``sync -f`` where the engine
+has none); on tmpfs that is nothing to anybody. Engines that compute digests do; GNU tar has none. Of our
+process the call is measured, without the start of the interpreter, which is printed; of the others the whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gzip
 import hashlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -40,6 +42,7 @@ class Took:
     """One run."""
 
     seconds: float
+    cpu: float  # user and system seconds
     peak: int  # KiB of resident memory
     over: int = 0  # of it beyond the interpreter and its modules, where that is known
 
@@ -268,11 +271,14 @@ def _table(title: str, engines: list[Engine], base: Path, given: Path, compressi
     ours = statistics.median(one.seconds for one in took["layerlimit"])
     for name, runs in took.items():
         seconds = statistics.median(one.seconds for one in runs)
+        least = min(one.seconds for one in runs)
+        cpu = statistics.median(one.cpu for one in runs)
         peak = max(one.peak for one in runs) >> 10
         over = (
             f" ({max(one.over for one in runs) >> 10} over the interpreter)" if name == "layerlimit" else ""
         )
-        print(f"  {name:20} {seconds:7.2f} s  {seconds / ours:5.2f} ×  {peak:5} MiB{over}")
+        times = f"{seconds:7.2f} s  {seconds / ours:5.2f} ×  min {least:6.2f} s  cpu {cpu:6.2f} s"
+        print(f"  {name:20} {times}  {peak:5} MiB{over}")
 
 
 @contextmanager
@@ -294,7 +300,7 @@ def _timed(
     then: list[str | Path] | None = None,
 ) -> Took:
     with open(stdin or os.devnull, "rb") as source, open(stdout or os.devnull, "wb") as target:
-        started = time.perf_counter()
+        before, started = _cpu_of_children(), time.perf_counter()
         process = subprocess.Popen(command, stdin=source, stdout=target, stderr=subprocess.PIPE)
         peak = 0
         while process.poll() is None:
@@ -307,7 +313,12 @@ def _timed(
                 raise SystemExit(f"{command}: exit code {process.returncode}: {complaint.read().decode()}")
         if then:
             subprocess.run(then, check=True)
-        return Took(time.perf_counter() - started, peak)
+        return Took(time.perf_counter() - started, _cpu_of_children() - before, peak)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak_of(process: int) -> int:
@@ -323,7 +334,7 @@ def _ours(action: str, *arguments: str | Path, stdin: Path | None = None) -> Too
         command = [*RUNNER, action, *arguments]
         done = subprocess.run(command, cwd=ROOT, stdin=source, check=True, capture_output=True)
     told = json.loads(done.stdout)
-    return Took(told["seconds"], told["after"], told["after"] - told["before"])
+    return Took(told["seconds"], told["cpu"], told["after"], told["after"] - told["before"])
 
 
 def _start_of_interpreter() -> float:
