@@ -112,20 +112,29 @@ def costs(store: Store, name: str) -> dict[str, Counter[str]]:
     return found
 
 
+def least(store: Store, name: str) -> dict[str, Counter[str]]:
+    """The least of some lives: a race for a free loop device, lost to others on the machine, costs more."""
+    lives = [costs(store, f"{name}{number}") for number in range(5)]
+    return {
+        what: Counter({each: min(life[what][each] for life in lives) for each in counts})
+        for what, counts in lives[0].items()
+    }
+
+
 @pytest.mark.parametrize("layers", [200, pytest.param(1_000, marks=pytest.mark.long)])
 def test_nothing_that_an_operation_does_goes_with_the_number_of_layers(disk: Path, layers: int) -> None:
     with Store(disk / "root", policy=POLICY) as store:
         grow(store, 10)
         store.create("sibling", "0-0")
         costs(store, "first")  # the first of everything makes a template, a directory, a query plan
-        few = costs(store, "few")
+        few = least(store, "few")
         assert few["create"]["statements"] > 3
         assert few["create"]["open"] > 5
         for number in range(10, layers):
             store.create("new", "0-0", limit=LIMIT if number % 2 else None)
             store.commit("new", f"more {number}", durable=False)
         assert len(store.driver.ids()) >= layers
-        many = costs(store, "many")
+        many = least(store, "many")
         for what, counts in few.items():
             assert many[what] == counts, what
 
@@ -136,7 +145,7 @@ def test_many_limited_layers_mounted_at_once(disk: Path, mounts: int) -> None:
         grow(store, 1)
         store.create("sibling", "0-0")
         costs(store, "first")
-        few = costs(store, "few")
+        few = least(store, "few")
         names = [f"{number}" for number in range(mounts)]
         paths = {}
         for name in names:
@@ -147,7 +156,7 @@ def test_many_limited_layers_mounted_at_once(disk: Path, mounts: int) -> None:
         for path in paths.values():
             space = os.statvfs(path)
             assert LIMIT.bytes <= space.f_bavail * space.f_frsize <= LIMIT.bytes * 1.01
-        many = costs(store, "many")
+        many = least(store, "many")
         for what, counts in few.items():
             assert many[what] == counts, what
         for name in names[::2]:
