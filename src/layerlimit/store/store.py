@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sqlite3
 import time
@@ -13,25 +14,25 @@ from typing import BinaryIO, Self
 from layerlimit.archive import Applied, Change
 from layerlimit.archive import Limits as ArchiveLimits
 from layerlimit.archive.image import Image
-from layerlimit.driver import Driver, State
+from layerlimit.driver import Driver
 from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument, NotFound
-from layerlimit.limit import Limit, Usage, format_size
-from layerlimit.store.admission import Capacity, Policy, read_policy, write_policy
+from layerlimit.limit import Limit, format_size
+from layerlimit.store.admission import Policy
 from layerlimit.store.check import Check, Finding
 from layerlimit.store.entry import Info, Kind, check_labels, check_name, named, speak_of
 from layerlimit.store.filling import Told, fill_from_image, fill_from_tars
-from layerlimit.store.filters import parse
 from layerlimit.store.layer import Layer
 from layerlimit.store.opening import open_database
+from layerlimit.store.reading import Reading
 from layerlimit.store.reaper import Reaper
 from layerlimit.store.reserve import Reserve, spending
-from layerlimit.store.rows import COLUMNS, FROM, chain, children, new_id, refuse_children, set_labels, to_info
+from layerlimit.store.rows import new_id, refuse_children, set_labels
 from layerlimit.union import Mount
 
 NAMESPACE = "default"
 
 
-class Store:
+class Store(Reading):
     """Layers by name. Safe for threads and processes; every change is one durable transaction.
 
     ``namespace`` partitions the names: entries of another namespace are never seen. ``default_limit`` is
@@ -55,15 +56,21 @@ class Store:
         default_limit: Limit | None = None,
         policy: Policy | None = None,
     ) -> None:
-        self.namespace = check_name(namespace)
+        check_name(namespace)
         self._default_limit = default_limit
-        self._policy = policy
-        self.root = Path(root).absolute()
-        self.reserve = Reserve(self.root)
-        self.driver = self.reserve.through(lambda: Driver(root, union, limiter, owner=owner), frees=True)
-        self.database = self.reserve.through(lambda: open_database(self.driver), frees=True)
+        self.reserve = Reserve(Path(root).absolute())
+        driver = self.reserve.through(lambda: Driver(root, union, limiter, owner=owner), frees=True)
+        database = self.reserve.through(lambda: open_database(driver), frees=True)
+        super().__init__(driver, database, namespace, policy)
         self.reaper = Reaper(self.driver, self.database, self.reserve)
         self.opened = self.reaper.run(everywhere=self.driver.swept)
+
+    def partition(self, namespace: str) -> Store:
+        """The same store with the names of another namespace; closing either closes both."""
+        check_name(namespace)
+        other = copy.copy(self)
+        other.namespace = namespace
+        return other
 
     def close(self) -> None:
         """Close the database. The store is not used afterwards."""
@@ -75,120 +82,6 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- look --------------------------------------------------------------------------------------
-
-    def stat(self, name: str) -> Info:
-        """The entry called ``name``; NotFound."""
-        with self.database.reading() as db:
-            return self._stat(db, name)
-
-    def _stat(self, db: sqlite3.Connection, name: str) -> Info:
-        row = db.execute(
-            f"SELECT {COLUMNS} {FROM} WHERE entry.namespace = ? AND entry.name = ?", (self.namespace, name)
-        ).fetchone()
-        if row is None:
-            raise NotFound(
-                f"there is no layer {name!r}",
-                hint="see which there are with 'layerlimit ls'",
-                code="layer.not_found",
-            )
-        labels = db.execute("SELECT key, value FROM label WHERE id = ? ORDER BY key", (row["id"],))
-        return to_info(row, dict(map(tuple, labels)))
-
-    def exists(self, name: str) -> bool:
-        """Whether there is an entry called ``name``."""
-        try:
-            self.stat(name)
-        except NotFound:
-            return False
-        return True
-
-    def ls(self, *filters: str) -> list[Info]:
-        """The entries that match any of ``filters`` (containerd's language; none: all), sorted by name."""
-        matches = parse(filters)
-        with self.database.reading() as db:
-            labels: dict[str, dict[str, str]] = {}
-            for id, key, value in db.execute(
-                "SELECT id, key, value FROM label JOIN entry USING (id) WHERE namespace = ?",
-                (self.namespace,),
-            ):
-                labels.setdefault(id, {})[key] = value
-            rows = db.execute(
-                f"SELECT {COLUMNS} {FROM} WHERE entry.namespace = ? ORDER BY entry.name", (self.namespace,)
-            )
-            found = [to_info(row, labels.get(row["id"], {})) for row in rows]
-        return [
-            info
-            for info in found
-            if matches({"name": info.name, "parent": info.parent, "kind": str(info.kind)}, info.labels)
-        ]
-
-    def usage(self, name: str) -> Usage:
-        """Bytes and inodes of the layer's own changes: constant time when it is limited or was recorded."""
-        info = self.stat(name)
-        if info.kind is Kind.COMMITTED and info.used_bytes is not None and info.used_inodes is not None:
-            return Usage(info.used_bytes, info.used_inodes)
-        with named(info):
-            usage = self.driver.usage(info.id)
-        if info.kind is Kind.COMMITTED:
-            with self.database.writing() as db:
-                db.execute(
-                    "UPDATE entry SET used_bytes = ?, used_inodes = ? WHERE id = ? AND kind = ?",
-                    (usage.bytes, usage.inodes, info.id, Kind.COMMITTED),
-                )
-        return usage
-
-    def limit(self, name: str) -> Limit | None:
-        """The limit in force, None when there is none."""
-        with self._entry(name) as info:
-            return self.driver.limit(info.id)
-
-    def limit_of(self, info: Info) -> Limit | None:
-        """:meth:`limit` of an entry that was read already, for those who ask for many."""
-        with named(info):
-            return self.driver.limit(info.id)
-
-    def chain(self, name: str) -> list[str]:
-        """The names of the entry's ancestors, the nearest first."""
-        with self.database.reading() as db:
-            return chain(db, self._stat(db, name).id)
-
-    def children(self, name: str) -> list[str]:
-        """The names of the entries that stand on this one, sorted."""
-        with self.database.reading() as db:
-            return children(db, self._stat(db, name).id)
-
-    def state(self, name: str) -> State:
-        """Whether the layer is mounted, held and healthy."""
-        with self._entry(name) as info:
-            return self.driver.state(info.id)
-
-    @contextlib.contextmanager
-    def _entry(self, name: str) -> Iterator[Info]:
-        """The entry; what goes wrong in the block is said of its name instead of its id."""
-        info = self.stat(name)
-        with named(info):
-            yield info
-
-    @property
-    def policy(self) -> Policy:
-        """How much limits may promise, and what new layers get."""
-        if self._policy is not None:
-            return self._policy
-        with self.database.reading() as db:
-            return read_policy(db)
-
-    def configure(self, policy: Policy) -> None:
-        """Record the policy for everybody who opens this store without one; what exists is left alone."""
-        with self.database.writing() as db:
-            write_policy(db, policy)
-
-    def capacity(self) -> Capacity:
-        """The disk, and what limits promise of it."""
-        with self.database.reading() as db:
-            (promised,) = db.execute("SELECT promised FROM total").fetchone()
-        return self.policy.capacity(self.root, promised)
 
     # -- create ------------------------------------------------------------------------------------
 
@@ -577,13 +470,6 @@ class Store:
         with self._holding(name) as info:
             self._require_active(info)
             return self.driver.apply(info.id, stream, limits=limits)
-
-    def tree(self) -> dict[str, list[str]]:
-        """The names of each entry's children, by name; ``""`` has the bases."""
-        found: dict[str, list[str]] = {}
-        for info in self.ls():
-            found.setdefault(info.parent, []).append(info.name)
-        return found
 
     def layer(self, name: str) -> Layer:
         """The entry as an object; NotFound."""
