@@ -1,0 +1,1 @@
+"""The service that containerd and Docker call as a snapshotter."""

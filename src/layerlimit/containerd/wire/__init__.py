@@ -1,0 +1,1 @@
+"""Messages of containerd's interfaces; made from protos/ by scripts/protos."""
