@@ -236,6 +236,20 @@ def test_case_limit_is_real_after_growing(store: Store) -> None:
     assert found(store) == {}
 
 
+def test_case_killed_while_growing(store: Store) -> None:
+    """The promise is raised and the growth announced: the account is that of the layer that has grown."""
+    id = store.stat("web").id
+    record = store.root / "meta" / id
+    meta = msgspec.json.decode(record.read_bytes())
+    meta["record"]["growing"] = {**meta["record"]["limit"], "bytes": 32 * MIB}
+    record.write_bytes(msgspec.json.encode(meta))
+    with store.database.writing() as db:
+        db.execute("UPDATE entry SET promised = ? WHERE id = ?", (32 * MIB, id))
+    assert found(store, repair=True)["resize.unfinished"].repaired
+    assert (store.limit("web"), store.stat("web").promised) == (Limit(32 * MIB), 32 * MIB)
+    assert found(store) == {}
+
+
 def break_journal(path: Path) -> None:
     """As after a crash: the file system was mounted and says so."""
     run("debugfs", "-w", "-R", "feature needs_recovery", path)

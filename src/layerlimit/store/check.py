@@ -203,6 +203,15 @@ class Check:
         yield Finding("parent.mismatch", row.name, message, repaired)
 
     def _limit(self, row: _Row) -> Iterator[Finding]:
+        # The image first: finishing its growth raises the limit that the account is compared with.
+        failure = None
+        try:
+            for code, message in differences(self._driver.root, row.id):
+                yield Finding(code, row.name, message)
+            for code, message in self._driver.inspect_image(row.id, deep=not self._quick):
+                yield Finding(code, row.name, message, self._mended(row, code))
+        except Error as error:
+            failure = error
         limit = self._driver.limit(row.id)
         size = limit.bytes if limit else 0
         if size != row.promised:
@@ -211,10 +220,8 @@ class Check:
                     db.execute("UPDATE entry SET promised = ? WHERE id = ?", (size, row.id))
             message = f"layer {row.name!r} has a limit of {size} bytes, the account says {row.promised}"
             yield Finding("promised.mismatch", row.name, message, self._repair)
-        for code, message in differences(self._driver.root, row.id):
-            yield Finding(code, row.name, message)
-        for code, message in self._driver.inspect_image(row.id, deep=not self._quick):
-            yield Finding(code, row.name, message, self._mended(row, code))
+        if failure is not None:
+            raise failure
 
     def _mended(self, row: _Row, code: str) -> bool:
         """Mounting a layer finishes an interrupted resize, replays a journal, and heals a degraded image."""
