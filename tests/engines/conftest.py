@@ -1,16 +1,28 @@
-"""Islands with engines, one for all tests of a module, and their logs in the report of a failure."""
+"""Engines for the tests of a module, and their logs in the report of a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engines import image, island
+from tests.engines import daemons, image, island
+
+Land = Callable[[], AbstractContextManager[island.Island]]
 
 _ISLANDS = pytest.StashKey[list[island.Island]]()
+_VERSIONS = "engines: containerd {}, Debian's containerd {}, runc {}, Docker client {}, registry {}"
+
+
+def pytest_report_header() -> str:
+    programs = [(daemons.BUILT, "containerd"), (daemons.DEBIAN, "containerd")]
+    programs += [(daemons.BUILT, name) for name in ("runc", "docker", "registry")]
+    if not daemons.BUILT.exists():
+        return "engines: none; scripts/engines builds them"
+    return _VERSIONS.format(*(daemons.version(directory / name) for directory, name in programs))
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +32,21 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"test": image.test_image(directory), "pause": image.pause_image(directory)}
 
 
-@pytest.fixture(scope="module")
-def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An island for the tests of one module."""
-    with island.island(tmp_path_factory.mktemp("engines")) as made:
-        request.config.stash.setdefault(_ISLANDS, []).append(made)
-        yield made
-        request.config.stash[_ISLANDS].remove(made)
+@pytest.fixture(scope="session")
+def land(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Land:
+    """Makes an island in a directory of its own; its logs are shown when a test fails meanwhile."""
+
+    @contextmanager
+    def landed() -> Iterator[island.Island]:
+        standing = pytestconfig.stash.setdefault(_ISLANDS, [])
+        with island.island(tmp_path_factory.mktemp("engines")) as made:
+            standing.append(made)
+            try:
+                yield made
+            finally:
+                standing.remove(made)
+
+    return landed
 
 
 @pytest.hookimpl(wrapper=True)

@@ -42,7 +42,7 @@ class Release:
 
     @property
     def version(self) -> str:
-        return version(self.programs / "containerd").partition("~")[0]
+        return version(self.programs / "containerd").partition("~")[0].partition("+")[0]
 
 
 DEBIANS = Release("debian", DEBIAN, 2)

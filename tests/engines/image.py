@@ -15,7 +15,7 @@ TEST_IMAGE = "localhost/test:1"
 PAUSE_IMAGE = "localhost/pause:1"
 APPLETS = (
     *("sh", "cat", "chmod", "chown", "cp", "dd", "df", "echo", "false", "id", "kill", "ls", "mkdir", "mv"),
-    *("rm", "sleep", "stat", "sync", "touch", "true"),
+    *("rm", "sed", "sleep", "stat", "sync", "touch", "true"),
 )
 
 _OCI = "application/vnd.oci.image"

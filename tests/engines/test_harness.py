@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.engines import daemons, image, island
-from tests.engines.daemons import CURRENT, DEBIANS, Containerd, Release
+from tests.engines import cri, daemons, image, island
+from tests.engines.conftest import Land
+from tests.engines.daemons import CURRENT, DEBIANS, Containerd, Docker, Release
+from tests.engines.island import awaited
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.lane("engines")
 
@@ -22,9 +28,59 @@ def test_nothing_outlives_an_island(tmp_path: Path, archives: dict[str, Path], r
         containerd.start_container("left", image.TEST_IMAGE, snapshotter="overlayfs")
         inside = Path(f"/proc/{made.init}/ns/pid").readlink()
         assert made.mounts()
-    alive = [path for path in Path("/proc").glob("[0-9]*/ns/pid") if _link(path) == inside]
-    assert alive == []
+    assert processes_in(inside) == []
     assert list(Path("/sys/fs/cgroup").glob(f"**/{made.cgroup}")) == []
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from tests import scratch
+from tests.engines import image
+from tests.engines.daemons import CURRENT, Containerd
+from tests.engines.island import island
+scratch.enter_mount_namespace()
+with island(Path(sys.argv[1])) as made:
+    engine = Containerd(made, CURRENT).start()
+    engine.load(Path(sys.argv[2]), "overlayfs")
+    engine.start_container("left", image.TEST_IMAGE, snapshotter="overlayfs")
+    print(Path(f"/proc/{made.init}/ns/pid").readlink(), made.cgroup, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_nothing_outlives_killed_tests(tmp_path: Path, archives: dict[str, Path]) -> None:
+    line: list[str | Path] = [sys.executable, "-c", KILLED, tmp_path, archives["test"]]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            inside, cgroup = process.stdout.readline().split()
+            assert len(processes_in(Path(inside))) == 3  # the first one, containerd and a shim
+        finally:
+            process.kill()
+    awaited("the island to sink", lambda: processes_in(Path(inside)) == [])
+    island.Island(tmp_path, 0, cgroup).remove_control_groups()
+
+
+def test_docker_and_cri_answer(land: Land, archives: dict[str, Path]) -> None:
+    with land() as made:
+        containerd = Containerd(made, CURRENT, handlers=("overlayfs",)).start()
+        docker = Docker(made, containerd, "overlayfs").start()
+        docker("load", "--input", archives["test"])
+        said = docker("run", "--rm", "--network=none", image.TEST_IMAGE, "cat", "/new")
+        assert said.stdout == "new\n"
+        for archive in archives.values():
+            containerd.ctr("images", "import", "--local", archive, namespace="k8s.io")
+        with cri.pods(containerd.address, made.cgroup) as pods:
+            awaited("CRI to answer", pods.ready)
+            sandbox = pods.run("pod", "overlayfs")
+            container = pods.start(sandbox, "pod", image.TEST_IMAGE)
+            assert pods.sh(container, "cat /new; exit 3") == (3, "new\n")
+            pods.remove(sandbox)
+
+
+def processes_in(namespace: Path) -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/ns/pid") if _link(path) == namespace]
 
 
 def _link(path: Path) -> Path | None:
