@@ -402,10 +402,13 @@ class Driver:
             try:
                 if layer.record is not None:
                     return self._limiter.usage(id, layer.record)
-                walked = tree_usage(self._layout.diff(id))
-                return Usage(walked.bytes, walked.inodes)
             except OSError as error:
                 raise from_os_error(error, f"measure layer {id}") from error
+        try:  # without the lock: a walk takes its time, and nobody may wait for it
+            walked = tree_usage(self._layout.diff(id))
+            return Usage(walked.bytes, walked.inodes)
+        except OSError as error:
+            raise from_os_error(error, f"measure layer {id}") from error
 
     def state(self, id: str) -> State:
         """Whether the layer is mounted, held and healthy."""

@@ -61,6 +61,21 @@ class Info:
         return datetime.fromtimestamp(self.created / 1e9, UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """What is measured of a layer; None where it does not apply or cannot be read."""
+
+    namespace: str
+    name: str
+    id: str
+    kind: str
+    degraded: bool
+    used_bytes: int | None
+    limit_bytes: int | None
+    used_inodes: int | None
+    limit_inodes: int | None
+
+
 def check_name(name: str) -> str:
     """``name`` if it may be an entry's: any text of 1 to 4096 bytes without NUL."""
     try:

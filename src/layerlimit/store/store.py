@@ -65,11 +65,11 @@ class Store(Reading):
         self.reaper = Reaper(self.driver, self.database, self.reserve)
         self.opened = self.reaper.run(everywhere=self.driver.swept)
 
-    def partition(self, namespace: str) -> Store:
-        """The same store with the names of another namespace; closing either closes both."""
-        check_name(namespace)
+    def partition(self, namespace: str, *, policy: Policy | None = None) -> Store:
+        """The same store with the names of another namespace, and a policy; closing either closes both."""
         other = copy.copy(self)
-        other.namespace = namespace
+        other.namespace = check_name(namespace)
+        other._policy = policy or self._policy
         return other
 
     def close(self) -> None:
@@ -259,26 +259,33 @@ class Store(Reading):
     # -- change ------------------------------------------------------------------------------------
 
     def commit(
-        self, name: str, new: str, *, labels: Mapping[str, str] | None = None, durable: bool = True
+        self,
+        name: str,
+        new: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        durable: bool = True,
+        synced: bool = False,
     ) -> Info:
         """Freeze the writable layer ``name`` under the name ``new``; copies and walks nothing.
 
-        Its file system is synced first, unless ``durable`` is False, which is recorded. Busy while the layer
-        is held; AlreadyExists; InvalidArgument when it is not active. Labels are replaced.
+        Its file system is synced first, unless ``durable`` is False, which is recorded, or the caller has
+        ``synced`` it since it was last written to. Busy while the layer is held; AlreadyExists;
+        InvalidArgument when it is not active. Labels are replaced.
         """
         check_name(new)
         kept = check_labels(dict(labels or {}))
         with self._holding(name) as info:
             self._require_active(info)
-            return self._commit(info, new, kept, durable)
+            return self._commit(info, new, kept, durable, synced)
 
-    def _commit(self, info: Info, new: str, labels: Mapping[str, str], durable: bool) -> Info:
+    def _commit(self, info: Info, new: str, labels: Mapping[str, str], durable: bool, synced: bool) -> Info:
         with self.database.reading() as db:
             self._refuse_name(db, new)
         state = self.driver.state(info.id)
         if state.holds or state.processes:
             raise Busy(f"layer {info.name!r} is mounted", hint="unmount it first", code="layer.held")
-        if durable:
+        if durable and not synced:
             self.driver.sync(info.id)
         self.driver.release(info.id)
         limited = self.driver.limit(info.id) is not None
