@@ -40,6 +40,7 @@ COMMANDS: Final = (
     "config",
     "doctor",
     "migrate",
+    "serve",
     "setup",
 )
 
