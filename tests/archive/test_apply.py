@@ -57,6 +57,7 @@ def test_bytes_entries_and_diff_id(root: Path) -> None:
         bytes=1024 + len("target"),
         entries=4,
         diff_id=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        tar_bytes=len(data),
         skipped=0,
         warnings=(),
     )

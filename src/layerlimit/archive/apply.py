@@ -50,6 +50,8 @@ class Applied:
     entries: int
     #: ``sha256:<hex>`` of the uncompressed archive, all that follows its end included (OCI's diff ID).
     diff_id: str
+    #: Length of the uncompressed archive, all that follows its end included.
+    tar_bytes: int
     #: Things left out on purpose: attributes a layer may not set, devices in a user namespace.
     skipped: int
     #: The first of them, in words.
@@ -119,6 +121,7 @@ def apply(
             bytes=extractor.bytes,
             entries=reader.entries,
             diff_id=source.digest(),
+            tar_bytes=source.bytes,
             skipped=extractor.notes.count,
             warnings=tuple(extractor.notes.texts),
         )

@@ -146,6 +146,7 @@ class Source:
         self._spare: memoryview | None = None
         self._raw_lent: memoryview | None = None
         self.compression = Compression.NONE
+        self.bytes = 0  # handed out by :meth:`chunk`, uncompressed
 
     def __enter__(self) -> Self:
         first = memoryview(bytearray(_RAW))
@@ -198,6 +199,7 @@ class Source:
             self._lent = (buffer, self._fill(buffer))
         buffer, filled = self._lent
         self._ended = filled == 0
+        self.bytes += filled
         return buffer[:filled]
 
     def digest(self) -> str:
