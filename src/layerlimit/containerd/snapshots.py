@@ -193,9 +193,9 @@ class Snapshots:
 
     def _relimit(self, info: Info, labels: Mapping[str, str], applied: str) -> str:
         """Give a layer the limit of its new labels; returns what to note about it."""
-        asked = read_asked(labels)
         if info.kind is not Kind.ACTIVE or read_key(info.name, info.parent).is_image_content:
             return applied
+        asked = read_asked(labels)
         if asked == Asked():
             return applied
         limit = self._choose([asked])
