@@ -185,6 +185,12 @@ class Containerd:
         self.ctr("tasks", "delete", "--force", id, check=False)
         self.ctr("containers", "delete", id)
 
+    def reach(self, snapshotter: str) -> None:
+        """Waits until it calls a snapshotter that is back: its connection tries again every few seconds."""
+        make = ("snapshots", "--snapshotter", snapshotter, "prepare", "reached")
+        awaited("containerd to connect again", lambda: self.ctr(*make, check=False).returncode == 0)
+        self.ctr("snapshots", "--snapshotter", snapshotter, "rm", "reached")
+
     def snapshots(self, snapshotter: str) -> dict[str, str]:
         """Keys and kinds, as containerd knows them."""
         rows = self.ctr("snapshots", "--snapshotter", snapshotter, "ls").stdout.splitlines()[1:]

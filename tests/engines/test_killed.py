@@ -1,0 +1,101 @@
+"""``layerlimit serve`` killed at the worst moments: containers go on, nothing is lost, nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.engines import image, inside
+from tests.engines.conftest import Land
+from tests.engines.daemons import CURRENT, DEBIANS, Containerd, Release, Snapshotter
+from tests.engines.inside import MIB
+from tests.engines.island import awaited
+
+pytestmark = pytest.mark.lane("engines")
+
+NAME = "layerlimit"
+LAYERS = 12
+
+
+@pytest.fixture(params=[DEBIANS, CURRENT], ids=lambda release: release.name)
+def world(request: pytest.FixtureRequest, land: Land) -> Iterator[tuple[Containerd, Snapshotter]]:
+    release: Release = request.param
+    with land() as ground:
+        address = ground.directory / "containerd.sock"
+        layerlimit = Snapshotter(ground, (f"{NAME}=16MiB",), ("--containerd", address)).start()
+        yield Containerd(ground, release, (NAME,), layerlimit.socket).start(), layerlimit
+
+
+def is_clean(engine: Containerd, layerlimit: Snapshotter) -> None:
+    """After everything was removed, nothing is left anywhere."""
+    awaited("the snapshots to go", lambda: not engine.snapshots(NAME))
+    awaited(
+        "the store to be empty", lambda: json.loads(layerlimit.cli("--format", "json", "ls").stdout) == []
+    )
+    awaited("loop devices to go", lambda: not layerlimit.island.loops())
+    assert not [point for point in layerlimit.island.mounts() if point.startswith(f"{layerlimit.root}/")]
+    assert layerlimit.cli("check").returncode == 0
+
+
+def test_containers_go_on(world: tuple[Containerd, Snapshotter], archives: dict[str, Path]) -> None:
+    engine, layerlimit = world
+    engine.load(archives["test"], NAME)
+    engine.start_container("living", image.TEST_IMAGE, snapshotter=NAME)
+    layerlimit.daemon.end(signal.SIGKILL)
+    assert engine.sh("living", f"{inside.write(4)} && sync && echo written").stdout.endswith("written\n")
+    refused = engine.run("refused", image.TEST_IMAGE, "/bin/true", snapshotter=NAME)
+    assert refused.returncode != 0
+    layerlimit.start()
+    engine.reach(NAME)
+    engine.start_container("next", image.TEST_IMAGE, snapshotter=NAME)
+    assert engine.sh("living", "stat -c %s /written").stdout == f"{4 * MIB}\n"
+    assert "No space left on device" in engine.sh("living", inside.FILL).stderr
+    for id in ("living", "next"):
+        engine.remove_container(id)
+    engine.ctr("containers", "delete", "refused", check=False)
+    engine.ctr("images", "rm", "--sync", image.TEST_IMAGE)
+    is_clean(engine, layerlimit)
+
+
+@contextmanager
+def killed_after(layerlimit: Snapshotter, made: int) -> Iterator[None]:
+    """Kills the daemon as soon as it has made so many more layers, while the body runs."""
+    directory = layerlimit.root / "layers"
+    known = set(directory.iterdir())
+
+    def kill() -> None:
+        awaited("layers to be made", lambda: len(set(directory.iterdir()) - known) >= made, seconds=20)
+        layerlimit.daemon.end(signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as threads:
+        killing = threads.submit(kill)
+        try:
+            yield
+        finally:
+            killing.result()
+
+
+def test_unpacking_is_finished_later(world: tuple[Containerd, Snapshotter], tmp_path: Path) -> None:
+    engine, layerlimit = world
+    data = [(f"data{number}", os.urandom(MIB), 0o644) for number in range(LAYERS)]
+    layers = [*image.busybox_layers(), *(image.layer(file) for file in data)]
+    archive = image.archive(tmp_path / "many.tar", image.TEST_IMAGE, layers)
+    for made in (1, 4, 8):
+        with killed_after(layerlimit, made):
+            done = engine.ctr("images", "import", "--snapshotter", NAME, archive, check=False)
+        assert done.returncode != 0, done.stdout
+        layerlimit.start()
+        engine.reach(NAME)
+    engine.load(archive, NAME)
+    script = "cat /data* | stat -c %s /data11; ls /old"
+    said = engine.run("whole", image.TEST_IMAGE, "/bin/sh", "-c", script, snapshotter=NAME)
+    assert said.stdout.split() == [str(MIB), "kept"], said.stderr
+    engine.ctr("images", "rm", "--sync", image.TEST_IMAGE)
+    is_clean(engine, layerlimit)
