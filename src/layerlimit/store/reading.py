@@ -32,6 +32,15 @@ class Reading:
         with self.database.reading() as db:
             return self._stat(db, name)
 
+    def find(self, id: str) -> Info | None:
+        """The entry, in whatever namespace, of the driver's layer ``id``; None when no entry has it."""
+        with self.database.reading() as db:
+            row = db.execute(f"SELECT {COLUMNS} {FROM} WHERE entry.id = ?", (id,)).fetchone()
+            return None if row is None else to_info(row, self._labels(db, id))
+
+    def _labels(self, db: sqlite3.Connection, id: str) -> dict[str, str]:
+        return dict(map(tuple, db.execute("SELECT key, value FROM label WHERE id = ? ORDER BY key", (id,))))
+
     def _stat(self, db: sqlite3.Connection, name: str) -> Info:
         row = db.execute(
             f"SELECT {COLUMNS} {FROM} WHERE entry.namespace = ? AND entry.name = ?", (self.namespace, name)
@@ -42,8 +51,7 @@ class Reading:
                 hint="see which there are with 'layerlimit ls'",
                 code="layer.not_found",
             )
-        labels = db.execute("SELECT key, value FROM label WHERE id = ? ORDER BY key", (row["id"],))
-        return to_info(row, dict(map(tuple, labels)))
+        return to_info(row, self._labels(db, row["id"]))
 
     def exists(self, name: str) -> bool:
         """Whether there is an entry called ``name``."""
