@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from layerlimit.containerd.content import ContentStore
+from layerlimit.containerd.diff import diff_handlers
 from layerlimit.containerd.origins import Containerd, Docker
 from layerlimit.containerd.server import serving
 from layerlimit.containerd.service import Service
@@ -56,9 +58,14 @@ def run(config: Config) -> None:
             for each in config.snapshotters
         }
         removed = stack.enter_context(_reaping(store))
-        service = Service(classes, removed.set)
+        content = ContentStore(config.containerd)
+        stack.callback(content.close)
+        handlers = (
+            Service(classes, removed.set).handler(),
+            diff_handlers(store, content, lambda info: classes[info.namespace].synced(info.name)),
+        )
         observer = observe(store, config.metrics.address)
-        stack.enter_context(serving(Path(config.address), [service.handler()], observer.interceptors))
+        stack.enter_context(serving(Path(config.address), handlers, observer.interceptors))
         stack.enter_context(observer.endpoint())
         notify(manager, "READY=1")
         log.info("serving %s at %s", ", ".join(classes), config.address)
