@@ -35,7 +35,7 @@ from tests.engines.island import Island, island
 
 ROOT = Path(__file__).parents[1]
 LIMITED, FREE, OVERLAYFS, EROFS = "limited", "free", "overlayfs", "erofs"
-ASIDE = "aside"  # limited too, and unknown to containerd, which collects what it does not know
+ASIDE = "aside"  # limited to 64 MiB, and unknown to containerd, which collects what it does not know
 KEPT = {"containerd.io/gc.root": "bench"}  # or containerd collects it
 STORM_FACTOR = 1.1  # limited containers, against unlimited ones of overlayfs
 PULL_FACTOR = 1.0
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
 
 def _engines(ground: Island) -> tuple[Containerd, Snapshotter]:
     options = ("--containerd", ground.directory / "containerd.sock")
-    layerlimit = Snapshotter(ground, (f"{LIMITED}=1GiB", FREE, f"{ASIDE}=1GiB"), options).start()
+    layerlimit = Snapshotter(ground, (f"{LIMITED}=1GiB", FREE, f"{ASIDE}=64MiB"), options).start()
     return Containerd(ground, CURRENT, (LIMITED, FREE), layerlimit.socket).start(), layerlimit
 
 
