@@ -17,15 +17,16 @@ from layerlimit.containerd.wire import content_pb2 as wire
 from tests.archive.images import sha256
 from tests.engines.daemons import Containerd
 
+KEPT = {"containerd.io/gc.root": "1"}  # without it or a lease, containerd deletes a blob when it likes
 _STREAMS = "/containerd.services.content.v1.Content/"
 
 
 def push(content: ContentStore, caller: Caller, blob: bytes) -> str:
-    """Stores a blob; its digest."""
+    """Stores a blob for good; its digest."""
     with content.write(caller, f"push-{sha256(blob)}") as upload:
         for start in range(0, len(blob), 1 << 20):
             upload.write(memoryview(blob)[start : start + (1 << 20)])
-        upload.commit(sha256(blob), {})
+        upload.commit(sha256(blob), KEPT)
     return sha256(blob)
 
 

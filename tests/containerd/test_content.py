@@ -12,12 +12,11 @@ import pytest
 from layerlimit.containerd.content import Caller, ContentStore
 from layerlimit.errors import Busy, Corrupt, Error, InvalidArgument, NotFound, OutOfSpace
 from tests.archive.images import sha256
-from tests.containerd.blobs import Liar, lying, pull, push, uploads
+from tests.containerd.blobs import KEPT, Liar, lying, pull, push, uploads
 from tests.engines.daemons import CURRENT, DEBIAN, Containerd, Release
 from tests.engines.island import island
 
 CALLER = Caller("blobs")
-LABELS = {"containerd.io/gc.root": "1"}
 
 
 @pytest.fixture(
@@ -42,10 +41,10 @@ def test_what_is_written_can_be_read(containerd: Containerd, content: ContentSto
     with content.write(CALLER, "a") as upload:
         upload.write(memoryview(blob)[:3_000_000])
         upload.write(memoryview(blob)[3_000_000:])
-        assert upload.commit(sha256(blob), LABELS)
+        assert upload.commit(sha256(blob), KEPT)
     assert pull(content, CALLER, sha256(blob)) == blob
     info = content.info(CALLER, sha256(blob))
-    assert (info.size, dict(info.labels)) == (len(blob), LABELS)
+    assert (info.size, dict(info.labels)) == (len(blob), KEPT)
     assert uploads(containerd) == []
     with pytest.raises(NotFound, match="not found"):
         pull(content, Caller("other"), sha256(blob))
@@ -54,12 +53,11 @@ def test_what_is_written_can_be_read(containerd: Containerd, content: ContentSto
 @pytest.mark.lane("engines")
 def test_a_blob_that_is_there_gets_labels(containerd: Containerd, content: ContentStore) -> None:
     push(content, CALLER, b"twice")
-    content.label(CALLER, sha256(b"twice"), LABELS)
     with content.write(CALLER, "b") as upload:
         upload.write(memoryview(b"twice"))
         assert not upload.commit(sha256(b"twice"), {})
     content.label(CALLER, sha256(b"twice"), {"a/b.c": "d"})
-    assert dict(content.info(CALLER, sha256(b"twice")).labels) == {**LABELS, "a/b.c": "d"}
+    assert dict(content.info(CALLER, sha256(b"twice")).labels) == {**KEPT, "a/b.c": "d"}
     assert uploads(containerd) == []
 
 
@@ -70,7 +68,7 @@ def half(containerd: Containerd, content: ContentStore, digest: str) -> None:
         assert len(uploads(containerd)) == 1
         if not digest:
             raise RuntimeError
-        upload.commit(digest, LABELS)
+        upload.commit(digest, KEPT)
 
 
 @pytest.mark.lane("engines")
@@ -84,13 +82,28 @@ def test_an_upload_that_fails_leaves_nothing(containerd: Containerd, content: Co
 
 
 @pytest.mark.lane("engines")
+def test_a_lease_keeps_a_blob(containerd: Containerd, content: ContentStore) -> None:
+    for lease in ("keeps", "goes"):
+        containerd.ctr("leases", "create", "--id", lease, namespace=CALLER.namespace)
+    for lease in ("keeps", ""):
+        blob = f"of lease {lease}".encode()
+        with content.write(Caller(CALLER.namespace, lease), lease or "none") as upload:
+            upload.write(memoryview(blob))
+            upload.commit(sha256(blob), {})
+    containerd.ctr("leases", "delete", "--sync", "goes", namespace=CALLER.namespace)  # collects
+    assert pull(content, CALLER, sha256(b"of lease keeps")) == b"of lease keeps"
+    with pytest.raises(NotFound):
+        pull(content, CALLER, sha256(b"of lease "))
+
+
+@pytest.mark.lane("engines")
 def test_a_name_in_use_is_left_alone(containerd: Containerd, content: ContentStore) -> None:
     with content.write(CALLER, "d") as upload:
         upload.write(memoryview(b"mine"))
         with pytest.raises(Busy), content.write(CALLER, "d"):
             pass
         assert len(uploads(containerd)) == 1
-        assert upload.commit(sha256(b"mine"), {})
+        assert upload.commit(sha256(b"mine"), KEPT)
 
 
 def test_what_comes_is_verified(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import gzip
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.archive import trees
 from tests.archive.archives import archive as tar
 from tests.archive.archives import file, folder, hardlink, symlink
 from tests.archive.images import sha256
-from tests.containerd.blobs import Liar, lying, pull, push, uploads
+from tests.containerd.blobs import KEPT, Liar, lying, pull, push, uploads
 from tests.engines import image
 from tests.engines.daemons import CURRENT, Containerd
 from tests.engines.island import island
@@ -47,6 +47,9 @@ LOWER = tar(
     hardlink(b"also", b"etc/kept"),
     folder(b"hidden"),
     file(b"hidden/below", b"below"),
+    file(b"twice", b"gone again"),
+    file(b".wh.twice"),
+    file(b".wh.never"),  # a whole tree has no marks
 )
 UPPER = tar(
     file(b"etc/.wh.gone"),  # etc itself is not there: made as the layer below has it
@@ -86,8 +89,10 @@ class Served:
         request = wire.ApplyRequest(diff=asked, mounts=wired(mounts), **more)
         return self.call("Apply", request, wire.ApplyResponse).applied
 
-    def diff(self, left: Iterable[Any], right: Iterable[Any], **more: Any) -> Any:
-        request = wire.DiffRequest(left=wired(left), right=wired(right), **more)
+    def diff(
+        self, left: Iterable[Any], right: Iterable[Any], labels: Mapping[str, str] = {}, **more: Any
+    ) -> Any:
+        request = wire.DiffRequest(left=wired(left), right=wired(right), labels={**KEPT, **labels}, **more)
         return self.call("Diff", request, wire.DiffResponse).diff
 
     def layer(self, name: str, parent: str, data: bytes) -> None:
@@ -276,14 +281,15 @@ def test_layers_become_blobs(served: Served, tmp_path: Path, media: str, opened:
     blob = pull(served.content, CALLER, found.digest)
     assert (found.media_type, found.size) == (media or f"{TAR}+gzip", len(blob))
     labels = dict(served.content.info(CALLER, found.digest).labels)
-    assert labels == {"a": "b", UNCOMPRESSED: sha256(opened(blob))}
+    assert labels.items() >= {"a": "b", **KEPT, UNCOMPRESSED: sha256(opened(blob))}.items()
     wanted = list(trees_of(tmp_path, LOWER, UPPER))[1]
     (tmp_path / "again").mkdir()
     archive.apply(
         io.BytesIO(blob), tmp_path / "again", form=Form.OVERLAY, lowers=[tmp_path / "wanted0"], durable=True
     )
     assert seen(tmp_path / "again") == wanted
-    assert served.diff(left, mounts, media_type=media) == found  # which is there already
+    assert served.diff(left, mounts, media_type=media, labels={"c": "d"}) == found  # which is there already
+    assert dict(served.content.info(CALLER, found.digest).labels) == {**labels, "c": "d"}
 
     # The same, once committed, through a view of it; and what is below it.
     served.snapshots.commit("active", "top", "base", {})
@@ -356,7 +362,7 @@ def test_containerd_unpacks_and_exports_with_it(tmp_path: Path) -> None:
                 before = blobs(containerd)
                 script = f"{CURRENT.programs}/ctr --address {containerd.address} --namespace {made.cgroup}"
                 out = tmp_path / "out.tar.gz"
-                made.run("sh", "-c", f"{script} snapshots --snapshotter q diff new > {out}")
+                made.run("sh", "-c", f"{script} snapshots --snapshotter q diff --keep new > {out}")
                 with tarfile.open(out) as found:
                     assert [(each.name, each.pax_headers) for each in found] == [
                         ("added", {"SCHILY.xattr.user.colour": "red"})
