@@ -140,7 +140,9 @@ class Island:
         return scratch.loops_below(self.directory)
 
     def remove_control_groups(self) -> None:
-        for top in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}"):
+        # Not a glob, which fails when groups of others vanish under it.
+        tops = [Path(at, self.cgroup) for at, names, _ in os.walk("/sys/fs/cgroup") if self.cgroup in names]
+        for top in tops:
             for path in [*sorted(top.glob("**/"), reverse=True)]:
                 # The kernel lets go of the dead in its own time.
                 with contextlib.suppress(OSError):
