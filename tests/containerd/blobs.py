@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,11 +43,16 @@ def uploads(containerd: Containerd) -> list[Path]:
 
 
 class Liar:
-    """Answers every Read with ``answer``, breaks every Write off after ``room`` bytes."""
+    """Answers every Read with ``answer``, and breaks every Write off after ``room`` bytes.
 
-    def __init__(self, answer: bytes = b"", room: int = 0) -> None:
+    With ``stalls`` a Read does not end until its client gives up; ``reading`` is set once it stalls.
+    """
+
+    def __init__(self, answer: bytes = b"", *, room: int = 0, stalls: bool = False) -> None:
         self.answer = answer
         self.room = room
+        self.stalls = stalls
+        self.reading = threading.Event()
         self.aborted: list[str] = []
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
@@ -70,6 +76,11 @@ class Liar:
     def _read(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         for start in range(0, len(self.answer), 1000):
             yield wire.ReadContentResponse(offset=start, data=self.answer[start : start + 1000])
+        if self.stalls:
+            given_up = threading.Event()
+            self.reading.set()
+            if context.add_callback(given_up.set):
+                given_up.wait()
 
     def _write(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         for request in requests:

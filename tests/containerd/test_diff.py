@@ -261,6 +261,24 @@ def test_a_blob_that_is_not_its_digest_is_no_success(tmp_path: Path) -> None:
         assert served.told == []
 
 
+def test_a_caller_that_gives_up_does_not_keep_the_layer(tmp_path: Path) -> None:
+    liar = Liar(LOWER[:5000], stalls=True)
+    with lying(tmp_path, liar) as content, service(tmp_path, content) as served:
+        mounts = wired(served.snapshots.prepare("active", "", {}))
+        request = wire.ApplyRequest(diff=Descriptor(media_type=TAR, digest=sha256(LOWER)), mounts=mounts)
+        with grpc.insecure_channel(f"unix:{served.directory}/diff.sock") as channel:
+            method = channel.unary_unary(
+                f"/{SERVICE}/Apply",
+                request_serializer=wire.ApplyRequest.SerializeToString,
+                response_deserializer=wire.ApplyResponse.FromString,
+            )
+            call = method.future(request, metadata=CALLER.metadata)
+            assert liar.reading.wait(30)
+            call.cancel()
+            served.snapshots.commit("active", "base", "", {})  # which waits for the layer
+        assert served.told == []
+
+
 # ---- diff ------------------------------------------------------------------------------------------
 
 
