@@ -145,10 +145,15 @@ def test_df(cli: Cli, web: str) -> None:
 
 def test_resize_and_what_it_refuses(cli: Cli, web: str) -> None:
     assert cli.json("resize", web, "48MiB")["limit"]["bytes"] == 48 * MIB
-    assert cli("resize", web, "16m", "--format", "json", code=2).error["code"] == "resize.shrink"
+    assert cli.json("resize", web, "16m")["limit"]["bytes"] == 16 * MIB
     assert cli("resize", "base", "1g", "--format", "json", code=2).error["code"] == "kind.not_active"
     cli("create", "free", "--parent", "base")
-    assert cli("resize", "free", "1g", "--format", "json", code=2).error["code"] == "resize.unlimited"
+    assert cli.json("resize", "free", "1g")["limit"]["bytes"] == 1024 * MIB
+    assert cli.json("resize", "free", "none")["limit"] is None
+    assert cli("resize", "free", "none", "--inodes", "5", "--format", "json", code=2).error["code"]
+    cli("mount", web)
+    assert cli("resize", web, "8m", "--format", "json", code=5).error["code"] == "layer.held"
+    cli("umount", web)
     cli("resize", web, "200m", "--inodes", "3000")
     done = cli("run", web, "--", "df", "-k", "/")
     assert int(done.lines[1].split()[3]) >= 200 * 1024

@@ -30,6 +30,9 @@ from layerlimit.limit import ImageLimiter
 from layerlimit.linux import files, xattr
 from layerlimit.union import Union
 
+#: For what is in a layer already: only the kernel and the target's limit say no.
+_UNBOUND = Limits(entries=None, ratio=None, xattrs=1 << 20)
+
 
 class Content:
     """Reads and changes the content of layers; locks and holds them itself."""
@@ -101,7 +104,23 @@ class Content:
 
     # -- write -------------------------------------------------------------------------------------
 
-    def apply(self, id: str, stream: BinaryIO, *, limits: Limits, flat: bool) -> Applied:
+    def copy(self, source: str, target: str) -> None:
+        with self._reading(source, below=True) as (layer, live):
+            if live:
+                raise Busy(
+                    f"layer {source} is in use and cannot be copied",
+                    hint="unmount it first",
+                    code="layer.held",
+                )
+            upper = self._layout.diff(source)
+            lowers = [self._layout.diff(each) for each in layer.chain]
+            stream = archive.read_stream(upper, form=self._form, lowers=lowers, times="ns", sparse=True)
+            with stream:
+                self.apply(target, stream, limits=_UNBOUND, flat=False, like=upper)
+
+    def apply(
+        self, id: str, stream: BinaryIO, *, limits: Limits, flat: bool, like: Path | None = None
+    ) -> Applied:
         with self._locks.hold(id) as held:
             layer = self._records.load(id)
             if any(self._mounter.is_held(key) for key in self._users(id)):
@@ -128,7 +147,7 @@ class Content:
                     work = self._layout.work(id)
                     work.mkdir(mode=0o711, exist_ok=True)
                 form = Form.FLAT if flat else self._form
-                return self._replace(layer, upper, work / STAGE, stream, stack.lowers, form, limits)
+                return self._replace(layer, upper, work / STAGE, stream, stack.lowers, form, limits, like)
 
     def _users(self, id: str) -> list[str]:
         """The keys with holds that show the layer: its own, and those of layers above it."""
@@ -148,6 +167,7 @@ class Content:
         lowers: tuple[Path, ...],
         form: Form,
         limits: Limits,
+        like: Path | None,
     ) -> Applied:
         owner = os.stat(upper)
         try:
@@ -160,8 +180,11 @@ class Content:
                 lowers=lowers,
                 owner=(owner.st_uid, owner.st_gid),
                 limits=limits,
-                durable=True,
+                durable=like is None,
             )
+            if like is not None:
+                _copy_attributes(like, stage)
+                files.sync_file_system(stage)
             if layer.record is not None:
                 self._limiter.unbind(layer.id)
             files.exchange(stage, upper)
@@ -184,7 +207,6 @@ class Content:
 
 def _link_tree(source: Path, target: Path) -> None:
     """Copy a tree of directories, with their owners, modes, times and attributes; files are hard links."""
-    status = os.lstat(source)
     os.mkdir(target, 0o700)
     with os.scandir(source) as entries:
         for entry in entries:
@@ -192,6 +214,12 @@ def _link_tree(source: Path, target: Path) -> None:
                 _link_tree(Path(entry.path), target / entry.name)
             else:
                 os.link(entry.path, target / entry.name, follow_symlinks=False)
+    _copy_attributes(source, target)
+
+
+def _copy_attributes(source: Path, target: Path) -> None:
+    """Give a directory the owner, extended attributes, mode and times of another."""
+    status = os.lstat(source)
     os.chown(target, status.st_uid, status.st_gid)
     for name in xattr.list_xattrs(os.fsencode(source)):
         xattr.set_xattr(os.fsencode(target), name, xattr.get_xattr(os.fsencode(source), name))

@@ -537,6 +537,14 @@ class Driver:
         """Sum of the apparent sizes of the layer's own files, hard links once."""
         return self._content.size(check_id(id))
 
+    def copy(self, source: str, target: str) -> None:
+        """Let ``target``, over the same parent, hold what ``source`` does, durably; sockets stay behind.
+
+        Busy when either is in use; OutOfSpace when the limit of ``target`` is too small. What a failure or a
+        crash leaves in ``target`` is what was there before.
+        """
+        self._content.copy(check_id(source), check_id(target))
+
     def content_id(self, id: str) -> str:
         """A digest of the layer's own changes: names, types, owners, modes, times, attributes, content."""
         return self._content.content_id(check_id(id))

@@ -54,7 +54,7 @@ class Layer:
         """``with layer.mounted() as path:`` – see :meth:`Store.mounted`."""
         return self._store.mounted(self.name, read_only=read_only)
 
-    def resize(self, limit: Limit) -> None:
+    def resize(self, limit: Limit | None) -> None:
         """See :meth:`Store.resize`."""
         self._store.resize(self.name, limit)
 

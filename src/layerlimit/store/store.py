@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 import sqlite3
 import time
@@ -22,6 +23,7 @@ from layerlimit.store.check import Check, Finding
 from layerlimit.store.entry import Info, Kind, check_labels, check_name, named, speak_of
 from layerlimit.store.filling import Told, fill_from_image, fill_from_tars
 from layerlimit.store.layer import Layer
+from layerlimit.store.loops import mounts_naming
 from layerlimit.store.opening import open_database
 from layerlimit.store.reading import Reading
 from layerlimit.store.reaper import Reaper
@@ -354,22 +356,78 @@ class Store(Reading):
             db.execute("UPDATE entry SET updated = ? WHERE id = ?", (time.time_ns(), info.id))
         return self.stat(name)
 
-    def resize(self, name: str, limit: Limit) -> None:
-        """Raise the limit of a writable layer, mounted or not; see :meth:`Driver.resize`. Admission applies.
+    def resize(self, name: str, limit: Limit | None) -> None:
+        """Give a writable layer another limit; None: no limit. Admission applies.
 
-        The promise is recorded first: a crash leaves it too high, which ``check`` puts right, never too low.
+        It grows in place, mounted or not; see :meth:`Driver.resize`. Everything else (less, fewer inodes, a
+        limit for a layer without one, or none) needs a layer that is mounted nowhere: its content moves into
+        a new layer, which one transaction puts in its place. Busy while it is mounted; OutOfSpace when the
+        content does not fit, and the layer is as it was. Sockets are left behind.
+
+        In place the promise is recorded first: a crash leaves it too high, which ``check`` puts right, never
+        too low. A crash before the transaction leaves a layer in the trash, one after it the old layer.
         """
         with self._holding(name) as info:
             self._require_active(info)
-            more = limit.bytes - info.promised
-            if more > 0:
-                self._admit(more)
-                self._promise(info.id, limit.bytes)
+            old = self.driver.limit(info.id)
+            if old is not None and limit is not None and _grows(old, limit):
+                self._grow(info, limit)
+            elif old is not None or limit is not None:
+                self._remake(info, old, limit)
+
+    def _grow(self, info: Info, limit: Limit) -> None:
+        more = limit.bytes - info.promised
+        if more > 0:
+            self._admit(more)
+            self._promise(info.id, limit.bytes)
+        try:
+            self.driver.resize(info.id, limit)
+        except BaseException:
+            self._promise(info.id, info.promised)
+            raise
+
+    def _remake(self, info: Info, old: Limit | None, limit: Limit | None) -> None:
+        if old is not None and limit is not None:
+            inodes = limit.inodes or old.inodes
+            limit = dataclasses.replace(limit, inodes=inodes, ephemeral=old.ephemeral, reserve=old.reserve)
+        self._require_unmounted(info)
+        promised = limit.bytes if limit else 0
+        if promised > info.promised:
+            self._admit(promised - info.promised)
+        with self.reaper.owned(new_id()) as id:
             try:
-                self.driver.resize(info.id, limit)
-            except BaseException:
-                self._promise(info.id, info.promised)
+                with self.database.writing() as db:
+                    db.execute("INSERT INTO trash VALUES (?)", (id,))
+                self.driver.create(id, self.driver.parent(info.id), limit=limit)
+                self.driver.copy(info.id, id)
+                with self.database.writing() as db:
+                    db.execute("DELETE FROM trash WHERE id = ?", (id,))
+                    db.execute(
+                        "UPDATE entry SET id = ?, promised = ?, updated = ? WHERE id = ?",
+                        (id, promised, time.time_ns(), info.id),
+                    )
+                    db.execute("INSERT INTO trash VALUES (?)", (info.id,))
+            except BaseException as error:
+                with contextlib.suppress(Error):  # then the reaper does it
+                    self._take_back(id)
+                if isinstance(error, Error):
+                    speak_of(error, id, info.name)
                 raise
+
+    def _require_unmounted(self, info: Info) -> None:
+        """Give up what an engine was handed out, and raise Busy when anybody still sees the layer."""
+        state = self.driver.state(info.id)
+        if state.holds or state.processes:
+            users = ["a hold"]
+        else:
+            self.driver.release(info.id)
+            users = mounts_naming(info.id)
+        if users:
+            raise Busy(
+                f"layer {info.name!r} is kept mounted by {users[0]}, and mounted layers only grow",
+                hint="unmount it first",
+                code="layer.held",
+            )
 
     def _promise(self, id: str, size: int) -> None:
         with self.database.writing() as db:
@@ -490,3 +548,10 @@ class Store(Reading):
         """Delete what no entry references; returns sentences about what was done or could not be."""
         self.driver.sweep()
         return self.reaper.run()
+
+
+def _grows(old: Limit, new: Limit) -> bool:
+    """Whether the new limit can be had by growing the file system."""
+    if new.bytes < old.bytes:
+        return False
+    return new.inodes is None or (old.inodes is not None and new.inodes >= old.inodes)
