@@ -17,7 +17,7 @@ from tests.archive.images import layer_tar
 from tests.cli.conftest import Cli
 
 MIB = 1 << 20
-ODD = ["a b", "../../etc/passwd", "docker.io/library/debian:12", "-x", "ä☃", "n" * 4096, "a\nb\x1b[2J"]
+ODD = ["a b", "../../etc/passwd", "registry.example/debian:12", "-x", "ä☃", "n" * 4096, "a\nb\x1b[2J"]
 
 
 def test_any_text_is_a_name(cli: Cli) -> None:
