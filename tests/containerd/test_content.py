@@ -85,15 +85,17 @@ def test_an_upload_that_fails_leaves_nothing(containerd: Containerd, content: Co
 def test_a_lease_keeps_a_blob(containerd: Containerd, content: ContentStore) -> None:
     for lease in ("keeps", "goes"):
         containerd.ctr("leases", "create", "--id", lease, namespace=CALLER.namespace)
-    for lease in ("keeps", ""):
-        blob = f"of lease {lease}".encode()
-        with content.write(Caller(CALLER.namespace, lease), lease or "none") as upload:
+    keeps = Caller(CALLER.namespace, "keeps")
+    assert content.leased(keeps) is keeps
+    for caller, blob in ((CALLER, b"none"), (keeps, b"theirs"), (content.leased(CALLER), b"ours")):
+        with content.write(caller, "g") as upload:
             upload.write(memoryview(blob))
             upload.commit(sha256(blob), {})
     containerd.ctr("leases", "delete", "--sync", "goes", namespace=CALLER.namespace)  # collects
-    assert pull(content, CALLER, sha256(b"of lease keeps")) == b"of lease keeps"
+    assert pull(content, CALLER, sha256(b"theirs")) == b"theirs"
+    assert pull(content, CALLER, sha256(b"ours")) == b"ours"
     with pytest.raises(NotFound):
-        pull(content, CALLER, sha256(b"of lease "))
+        pull(content, CALLER, sha256(b"none"))
 
 
 @pytest.mark.lane("engines")

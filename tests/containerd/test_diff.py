@@ -380,7 +380,7 @@ def test_containerd_unpacks_and_exports_with_it(tmp_path: Path) -> None:
                 before = blobs(containerd)
                 script = f"{CURRENT.programs}/ctr --address {containerd.address} --namespace {made.cgroup}"
                 out = tmp_path / "out.tar.gz"
-                made.run("sh", "-c", f"{script} snapshots --snapshotter q diff --keep new > {out}")
+                made.run("sh", "-c", f"{script} snapshots --snapshotter q diff new > {out}")
                 with tarfile.open(out) as found:
                     assert [(each.name, each.pax_headers) for each in found] == [
                         ("added", {"SCHILY.xattr.user.colour": "red"})

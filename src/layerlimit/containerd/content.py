@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import io
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +18,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from layerlimit.containerd.wire import content_pb2 as wire
+from layerlimit.containerd.wire import leases_pb2
 from layerlimit.errors import Busy, Corrupt, Error, InvalidArgument, NotFound, OutOfSpace
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 UNCOMPRESSED: Final = "containerd.io/uncompressed"
 _SERVICE: Final = "containerd.services.content.v1.Content"
+_LEASES: Final = "containerd.services.leases.v1.Leases"
+_EXPIRE: Final = "containerd.io/gc.expire"
 _MESSAGE_BYTES: Final = 16 << 20  # containerd's own bound
 _SECONDS: Final = 60.0  # for calls that carry no blob; committing one waits for the disk
 _DIGEST: Final = re.compile(r"(sha256|sha384|sha512):[0-9a-f]{64,128}")
@@ -110,6 +115,21 @@ class ContentStore:
                 with contextlib.suppress(Error):  # containerd itself deletes it after a day
                     self._unary("Abort", wire.AbortRequest(ref=ref), Empty, caller)
 
+    def leased(self, caller: Caller) -> Caller:
+        """The caller with a lease: his own, or a new one of an hour.
+
+        Containerd does not pass on the lease of a call that came to it over a socket, and deletes a blob that
+        nothing refers to when it likes. An hour is for the client to refer to it.
+        """
+        if caller.lease:
+            return caller
+        ends = datetime.now(UTC) + timedelta(hours=1)
+        request = leases_pb2.CreateRequest(
+            id=f"layerlimit-{secrets.token_hex(8)}", labels={_EXPIRE: ends.isoformat(timespec="seconds")}
+        )
+        self._unary("Create", request, leases_pb2.CreateResponse, caller, service=_LEASES)
+        return replace(caller, lease=request.id)
+
     def info(self, caller: Caller, digest: str) -> wire.Info:
         """What containerd knows of a blob; NotFound."""
         answer = self._unary("Info", wire.InfoRequest(digest=digest), wire.InfoResponse, caller)
@@ -122,9 +142,9 @@ class ContentStore:
         request.update_mask.paths.extend(f"labels.{key}" for key in labels)
         self._unary("Update", request, wire.UpdateResponse, caller)
 
-    def _unary(self, name: str, request: Any, answer: Any, caller: Caller) -> Any:
+    def _unary(self, name: str, request: Any, answer: Any, caller: Caller, *, service: str = _SERVICE) -> Any:
         call = self._channel().unary_unary(
-            f"/{_SERVICE}/{name}",
+            f"/{service}/{name}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )

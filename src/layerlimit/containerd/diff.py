@@ -161,7 +161,7 @@ class Differ:
             raise NotOurs("the mounts are not those of a snapshot and of its parent")
         epoch = request.source_date_epoch.seconds if request.HasField("source_date_epoch") else None
         ref = request.ref or f"layerlimit-{secrets.token_hex(8)}"
-        caller = _caller(context)
+        caller = self._content.leased(_caller(context))
         upper, *lowers = right.directories
         with self._content.write(caller, ref) as upload:
             written = archive.write(
