@@ -16,6 +16,7 @@ Schema versions are ``PRAGMA user_version``; a database newer than this code is 
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -157,10 +158,14 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+            except BaseException:
+                _roll_back(connection)
+                raise
+            try:
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
+                _overwrite(connection)
                 raise
 
     @contextmanager
@@ -183,6 +188,23 @@ class Database:
                 connection.close()
             self._all.clear()
         self._local = threading.local()
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.Error):  # the error that led here is the one to report
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _overwrite(connection: sqlite3.Connection) -> None:
+    """Have nothing left in the log of a transaction that failed to commit.
+
+    When its sync fails, it is written all the same: whoever recovers the log would take it for committed.
+    Another transaction, of the version that it has anyway, takes its place.
+    """
+    with contextlib.suppress(sqlite3.Error):  # a disk that takes nothing any more
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 def _damaged(message: str) -> Corrupt:
