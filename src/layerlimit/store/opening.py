@@ -10,7 +10,8 @@ import msgspec
 
 from layerlimit.driver import Driver
 from layerlimit.driver.layout import Format, read_format
-from layerlimit.errors import Corrupt, Error, InvalidArgument
+from layerlimit.driver.locks import Locks
+from layerlimit.errors import Corrupt, Error, InvalidArgument, from_os_error
 from layerlimit.linux import files
 from layerlimit.store.database import Database
 from layerlimit.store.entry import Kind
@@ -45,7 +46,12 @@ def open_database(driver: Driver) -> Database:
 def mark(root: Path, found: Format) -> None:
     """Record in ``format`` that a store owns the root: from then on a missing database is an error."""
     raw = msgspec.json.encode(msgspec.structs.replace(found, store=True)) + b"\n"
-    files.write_durably(root / "format", raw, unique=True)
+    try:
+        # The sweep of the trash deletes what is staged there while nobody has this lock.
+        with Locks(root / "lock").hold("format"):
+            files.write_durably(root / "format", raw, staging=root / "trash")
+    except OSError as error:
+        raise from_os_error(error, f"write {root / 'format'}") from error
 
 
 def take_in(driver: Driver, database: Database) -> list[str]:
