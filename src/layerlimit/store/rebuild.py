@@ -1,9 +1,10 @@
 """Checking a root whatever state its database is in, and making a new database from what is left.
 
 A rebuild deletes nothing. Its steps, each durable before the next: ``store.db.new`` is made, with the names
-that can still be read from the old database and the ids of all other layers → the old files move to
-``lost/`` → ``store.db.new`` gets its name. A crash between them leaves a database that is damaged or missing,
-as before: the next ``check --repair`` does it again.
+that can still be read from the old database and the ids of all other layers → it is called
+``store.db.rebuilt``: it is whole → the old files move to ``lost/``, ``store.db`` first → the new one gets its
+name. A crash between them leaves a database that is damaged or missing, as before: the next ``check
+--repair`` does it again, from ``store.db`` or, if that is in ``lost/`` already, with what was rebuilt.
 """
 
 from __future__ import annotations
@@ -77,20 +78,23 @@ def rebuild(root: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _rebuild(driver: Driver) -> tuple[int, int]:
-    old, new = driver.root / "store.db", driver.root / "store.db.new"
+    old, new, rebuilt = (driver.root / name for name in ("store.db", "store.db.new", "store.db.rebuilt"))
+    source = old if old.exists() or not rebuilt.exists() else rebuilt
     for suffix in ("", "-wal", "-shm"):
         new.with_name(new.name + suffix).unlink(missing_ok=True)
-    entries, labels = _read_what_is_left(old)
+    entries, labels = _read_what_is_left(source)
     database = Database(new)
     try:
         kept = _restore(driver, database, entries, labels)
         named = take_in(driver, database)
     finally:
         database.close()  # the last connection: what the WAL has is in the file now
+    os.rename(new, rebuilt)
+    files.sync_directory(driver.root)
     for name in _FILES:
         if (driver.root / name).exists():
             driver.lose_path(driver.root / name)
-    os.rename(new, old)
+    os.rename(rebuilt, old)
     files.sync_directory(driver.root)
     found = read_format(driver.root)
     if found is not None and not found.store:
