@@ -3,6 +3,7 @@
     entry   one row per name: which driver layer it is, its kind, its parent, its times
     label   free text by key, for an entry
     trash   driver layers that no entry names any more, or not yet (an import); the reaper deletes them
+    resizing  layers that are about to grow: their promises may be too high; the reaper settles them
     total   one row, kept by triggers: how many bytes the limits of all entries promise together
     policy  one row once somebody configured admission
 
@@ -70,6 +71,9 @@ _MIGRATIONS = (
         floor INTEGER NOT NULL,                      -- bytes that stay free on the disk
         default_limit INTEGER NOT NULL               -- bytes for a layer created without a limit, 0: none
     ) STRICT;
+    """,
+    """
+    CREATE TABLE resizing (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
     """,
 )
 _WAIT_SECONDS = 30.0

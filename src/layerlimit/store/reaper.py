@@ -1,8 +1,9 @@
 """Deleting what no entry names: after a removal, after a crash, and when asked. It is one function.
 
-Two things are found: ids in ``trash``, whose entries were removed or whose import died, and driver layers
-that never got an entry because their creator died. The second are deleted when they hold nothing; one that
-holds data is moved to ``lost/`` and reported. A layer that somebody is working on is locked, and skipped.
+Three things are found: ids in ``trash``, whose entries were removed or whose import died; ids in
+``resizing``, whose resize died; and driver layers that never got an entry because their creator died. The
+last are deleted when they hold nothing; one that holds data is moved to ``lost/`` and reported. A layer that
+somebody is working on is locked, and skipped.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Reaper:
             with self._locks.attempt(id) as held:
                 if held is not None:
                     notes.extend(self._finish(id))
+        for id in self._resizing():
+            with self._locks.attempt(id) as held:
+                if held is not None:
+                    notes.extend(self._settle_later(id))
         for id in self._orphans() if everywhere else ():
             with self._locks.attempt(id) as held:
                 if held is not None and self._is_orphan(id):
@@ -77,6 +82,44 @@ class Reaper:
             with contextlib.suppress(Error):
                 depth[id] = len(self._driver.chain(id))
         return sorted(ids, key=lambda id: -depth[id])
+
+    def take_back(self, id: str) -> None:
+        """Delete a layer that got no row. An interrupt that came after the transaction finds one.
+
+        It is trash first: while the database cannot be written to, nobody knows what it says of the layer.
+        The caller has its lock.
+        """
+        with self._database.writing() as db:
+            if db.execute("SELECT 1 FROM entry WHERE id = ?", (id,)).fetchone() is not None:
+                return
+            db.execute("INSERT OR IGNORE INTO trash VALUES (?)", (id,))
+        self._finish(id)
+
+    def _resizing(self) -> list[str]:
+        with self._database.reading() as db:
+            return [id for (id,) in db.execute("SELECT id FROM resizing")]
+
+    def _settle_later(self, id: str) -> list[str]:
+        try:
+            self.settle(id)
+        except Error as error:
+            return [f"{id} was about to grow and cannot be settled yet: {error.message}"]
+        return []
+
+    def settle(self, id: str) -> None:
+        """Bring a growth to its end and record what limit it came to; the caller has the layer's lock."""
+        limit = None
+        with contextlib.suppress(NotFound):  # removed since
+            if any(code == "resize.unfinished" for code, _ in self._driver.inspect_image(id)):
+                with self._driver.mounted(id):  # which finishes it
+                    pass
+            limit = self._driver.limit(id)
+        with self._database.writing() as db:
+            db.execute(
+                "UPDATE entry SET promised = ?1 WHERE id = ?2 AND promised <> ?1",
+                (limit.bytes if limit else 0, id),
+            )
+            db.execute("DELETE FROM resizing WHERE id = ?", (id,))
 
     def _finish(self, id: str) -> list[str]:
         with self._database.reading() as db:

@@ -16,7 +16,7 @@ from layerlimit.archive import Applied, Change
 from layerlimit.archive import Limits as ArchiveLimits
 from layerlimit.archive.image import Image
 from layerlimit.driver import Driver
-from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument, NotFound
+from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument
 from layerlimit.limit import Limit, format_size
 from layerlimit.store.admission import Policy
 from layerlimit.store.check import Check, Finding
@@ -176,21 +176,11 @@ class Store(Reading):
                     set_labels(db, id, kept)
             except BaseException as error:
                 with contextlib.suppress(Error):  # then the reaper does it
-                    self._take_back(id)
+                    self.reaper.take_back(id)
                 if isinstance(error, Error):
                     speak_of(error, id, name)
                 raise
         return self.stat(name)
-
-    def _take_back(self, id: str) -> None:
-        """Delete a layer that got no row. An interrupt that came after the transaction finds one."""
-        with self.database.reading() as db:
-            if db.execute("SELECT 1 FROM entry WHERE id = ?", (id,)).fetchone() is not None:
-                return
-        with contextlib.suppress(NotFound):
-            self.driver.remove(id)
-        with self.database.writing() as db:
-            db.execute("DELETE FROM trash WHERE id = ?", (id,))
 
     def _refuse_name(self, db: sqlite3.Connection, name: str) -> None:
         row = db.execute(
@@ -364,8 +354,9 @@ class Store(Reading):
         a new layer, which one transaction puts in its place. Busy while it is mounted; OutOfSpace when the
         content does not fit, and the layer is as it was. Sockets are left behind.
 
-        In place the promise is recorded first: a crash leaves it too high, which ``check`` puts right, never
-        too low. A crash before the transaction leaves a layer in the trash, one after it the old layer.
+        In place the promise is recorded first: a crash leaves it too high, never too low, and the next
+        opening settles it. Otherwise a crash leaves a layer in the trash: before the transaction the new one,
+        after it the old one.
         """
         with self._holding(name) as info:
             self._require_active(info)
@@ -376,15 +367,17 @@ class Store(Reading):
                 self._remake(info, old, limit)
 
     def _grow(self, info: Info, limit: Limit) -> None:
-        more = limit.bytes - info.promised
-        if more > 0:
-            self._admit(more)
-            self._promise(info.id, limit.bytes)
+        if limit.bytes > info.promised:
+            self._admit(limit.bytes - info.promised)
+        with self.database.writing() as db:
+            promised = max(limit.bytes, info.promised)
+            db.execute("UPDATE entry SET promised = ? WHERE id = ?", (promised, info.id))
+            db.execute("INSERT OR IGNORE INTO resizing VALUES (?)", (info.id,))
         try:
             self.driver.resize(info.id, limit)
-        except BaseException:
-            self._promise(info.id, info.promised)
-            raise
+        finally:
+            with contextlib.suppress(Error):  # then the reaper does it
+                self.reaper.settle(info.id)
 
     def _remake(self, info: Info, old: Limit | None, limit: Limit | None) -> None:
         if old is not None and limit is not None:
@@ -409,7 +402,7 @@ class Store(Reading):
                     db.execute("INSERT INTO trash VALUES (?)", (info.id,))
             except BaseException as error:
                 with contextlib.suppress(Error):  # then the reaper does it
-                    self._take_back(id)
+                    self.reaper.take_back(id)
                 if isinstance(error, Error):
                     speak_of(error, id, info.name)
                 raise
@@ -428,10 +421,6 @@ class Store(Reading):
                 hint="unmount it first",
                 code="layer.held",
             )
-
-    def _promise(self, id: str, size: int) -> None:
-        with self.database.writing() as db:
-            db.execute("UPDATE entry SET promised = ? WHERE id = ?", (size, id))
 
     @spending(frees=True)
     def rm(self, name: str, *, force: bool = False) -> None:
