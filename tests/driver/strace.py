@@ -119,9 +119,9 @@ class Outcome:
 class Victims:
     """The server that victims are forked from; a context manager."""
 
-    def __init__(self, scratch: Path, module: str = "tests.driver.victim") -> None:
+    def __init__(self, scratch: Path, module: str = "tests.driver.victim", *arguments: str) -> None:
         self._scratch = scratch
-        command = [sys.executable, "-W", "error", "-m", module]
+        command = [sys.executable, "-W", "error", "-m", module, *arguments]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Victims:
