@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _engines(ground: Island) -> tuple[Containerd, Snapshotter]:
-    options = ("--containerd", ground.directory / "containerd.sock")
+    options = ("--containerd", ground.directory / "ctd.sock")
     layerlimit = Snapshotter(ground, (f"{LIMITED}=1GiB", FREE, f"{ASIDE}=64MiB"), options).start()
     return Containerd(ground, CURRENT, (LIMITED, FREE), layerlimit.socket).start(), layerlimit
 

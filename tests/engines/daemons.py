@@ -59,20 +59,20 @@ root = "{directory}/containerd"
 state = "{directory}/state"
 disabled_plugins = {json.dumps(disabled)}
 [grpc]
-  address = "{directory}/containerd.sock"
+  address = "{directory}/ctd.sock"
 """
 
 
-def _proxies(release: Release, names: Sequence[str], socket: Path, differ: bool) -> str:
+def _proxies(release: Release, names: Sequence[str], socket: Path, differs: Sequence[str]) -> str:
     lines = [
         f'[proxy_plugins.{name}]\n  type = "snapshot"\n  address = "{socket}"\n'
         + ('  capabilities = ["remap-ids"]\n' if release.config > 2 else "")
         for name in names
     ]
-    if release.config > 2 and differ:
+    if release.config > 2 and differs:
         lines.append(f'[proxy_plugins.layerlimit-diff]\n  type = "diff"\n  address = "{socket}"\n')
         lines.append(
-            '[plugins."io.containerd.service.v1.diff-service"]\n  default = ["layerlimit-diff", "walking"]\n'
+            f'[plugins."io.containerd.service.v1.diff-service"]\n  default = {json.dumps([*differs])}\n'
         )
     if release.config > 2:
         lines += [
@@ -110,25 +110,26 @@ def _cri(release: Release, default: str, handlers: Sequence[str]) -> str:
 
 @dataclass
 class Containerd:
-    """A containerd; ``names`` are the snapshotters it finds behind ``socket``."""
+    """A containerd; ``names`` are the snapshotters it finds behind ``socket``, ``differs`` whom it asks."""
 
     island: Island
     release: Release
     names: Sequence[str] = ()
     socket: Path | None = None
-    differ: bool = False
+    differs: Sequence[str] = ()
     handlers: Sequence[str] = ()
     daemon: Daemon = field(init=False)
 
     @property
     def address(self) -> Path:
-        return self.island.directory / "containerd.sock"
+        # Short: containerd adds ".ttrpc", and a socket's path has 104 bytes.
+        return self.island.directory / "ctd.sock"
 
     def start(self) -> Containerd:
         directory = self.island.directory
         text = _common(self.release, directory) + _cri(self.release, "overlayfs", self.handlers)
         if self.socket:
-            text += _proxies(self.release, self.names, self.socket, self.differ)
+            text += _proxies(self.release, self.names, self.socket, self.differs)
         config = directory / "containerd.toml"
         config.write_text(text, encoding="utf-8")
         program = self.release.programs / "containerd"

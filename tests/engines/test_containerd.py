@@ -28,7 +28,7 @@ def engine(request: pytest.FixtureRequest, land: Land, archives: dict[str, Path]
     """A containerd with two classes of one layerlimit, the test image unpacked for both."""
     with land() as ground:
         layerlimit = Snapshotter(
-            ground, (PLAIN, f"{SMALL}=16MiB"), ("--containerd", ground.directory / "containerd.sock")
+            ground, (PLAIN, f"{SMALL}=16MiB"), ("--containerd", ground.directory / "ctd.sock")
         ).start()
         engine = Containerd(ground, request.param, (PLAIN, SMALL), layerlimit.socket).start()
         for name in (PLAIN, SMALL):

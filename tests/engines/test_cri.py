@@ -23,7 +23,7 @@ CLASSES = {"limited": 16 * MIB, "roomy": 48 * MIB}
 def engine(land: Land, archives: dict[str, Path]) -> Iterator[Containerd]:
     with land() as ground:
         names = [f"{name}={limit}" for name, limit in CLASSES.items()]
-        address = ground.directory / "containerd.sock"
+        address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, names, ("--containerd", address)).start()
         classes = tuple(CLASSES)
         containerd = Containerd(ground, CURRENT, classes, layerlimit.socket, handlers=classes).start()

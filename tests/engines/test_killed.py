@@ -28,7 +28,7 @@ LAYERS = 12
 def world(request: pytest.FixtureRequest, land: Land) -> Iterator[tuple[Containerd, Snapshotter]]:
     release: Release = request.param
     with land() as ground:
-        address = ground.directory / "containerd.sock"
+        address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, (f"{NAME}=16MiB",), ("--containerd", address)).start()
         yield Containerd(ground, release, (NAME,), layerlimit.socket).start(), layerlimit
 
