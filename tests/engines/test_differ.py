@@ -1,4 +1,4 @@
-"""containerd 2.x with our differ: what ``ctr`` unpacks and writes goes through it, the rest passes on."""
+"""containerd 2.x with our differ: what ``ctr`` unpacks goes through it, the rest passes on."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def ours_first(land: Land) -> Iterator[Containerd]:
     yield from engines(land, (OURS, "walking"))
 
 
-def load(engine: Containerd, archive: Path, snapshotter: str, *, check: bool = True) -> str:
+def load(engine: Containerd, archive: Path, snapshotter: str) -> str:
     """Imports in the client: the transfer service would use the differ of its ``unpack_config``."""
     line = ("images", "import", "--local", "--snapshotter", snapshotter, archive)
-    return engine.ctr(*line, check=check).stderr
+    return engine.ctr(*line).stderr
 
 
 def test_image_is_unpacked_by_ours(ours_alone: Containerd, archives: dict[str, Path]) -> None:
