@@ -1,6 +1,6 @@
 """Templates: file systems made once per exact size, from which every image is cloned.
 
-    templates/<key>.ext4              a clean file system with upper/ and work/work/, verified by statfs
+    templates/<key>.ext4              a clean file system with upper/ and work/, verified by statfs
     templates/<key>.ext4.<pid>-*.tmp  one being made, or left by a crash; never cloned, swept
 
 A template is verified while nobody can see it, on a detached mount, and renamed into place when it is
