@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,20 +39,7 @@ def holders(device: Path) -> list[str]:
     """The processes in whose mount namespace ``device`` is mounted, one for each namespace but ours."""
     number = os.stat(device).st_rdev
     ours = os.stat("/proc/self/ns/mnt").st_ino
-    seen = {ours}
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-            if namespace in seen:
-                continue
-            seen.add(namespace)
-            if any(entry.device == number for entry in mountinfo.read(pid)):
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                found.append(f"process {pid} ({name})")
-        except OSError:  # ended while we looked
-            continue
-    return found
+    return _processes(lambda pid: any(entry.device == number for entry in mountinfo.read(pid)), {ours})
 
 
 def mounts_naming(id: str) -> list[str]:
@@ -60,7 +47,11 @@ def mounts_naming(id: str) -> list[str]:
 
     Ids are random: no other mount has one in its paths or options.
     """
-    seen: set[int] = set()
+    return _processes(lambda pid: id.encode() in Path(f"/proc/{pid}/mountinfo").read_bytes(), set())
+
+
+def _processes(sees: Callable[[str], bool], seen: set[int]) -> list[str]:
+    """One process for each mount namespace, but those ``seen`` already, in which ``sees`` holds."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -68,8 +59,9 @@ def mounts_naming(id: str) -> list[str]:
             if namespace in seen:
                 continue
             seen.add(namespace)
-            if id.encode() in Path(f"/proc/{pid}/mountinfo").read_bytes():
-                found.append(f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})")
+            if sees(pid):
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                found.append(f"process {pid} ({name})")
         except OSError:  # ended while we looked
             continue
     return found
