@@ -100,9 +100,12 @@ class Driver:
         )
         self.swept = self._sweep.at_opening()
 
-    def close(self) -> None:
-        """Let go of the root, so that its disk can be unmounted. Mounts stay. Not used afterwards."""
-        self._sweep.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Let go of the root, so that its disk can be unmounted. Mounts stay. Not used afterwards.
+
+        ``failed``: whoever opened it for a purpose could not carry it out; the next opening sweeps.
+        """
+        self._sweep.close(failed=failed)
 
     def __str__(self) -> str:
         return self._union.name

@@ -40,10 +40,12 @@ class ProcessHold:
     def close(self) -> None:
         """End the hold; the caller then settles the mount. Once; more calls do nothing."""
         if self._fd >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+            finally:  # a file that stays is one of a dead process from here on
+                os.close(self._fd)
+                self._fd = -1
 
     def __enter__(self) -> Self:
         return self

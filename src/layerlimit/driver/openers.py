@@ -41,11 +41,11 @@ class Openers:
         self._dead = [at for at in range(_HEADER, _SIZE) if page[at] and self._lock(at)]
         failed = [at for at in range(_HEADER, _SIZE) if page[at] == _FAILED and at not in self._dead]
         self.due = page[:_HEADER] != self._wanted or bool(self._dead or failed)
-        own = self._take(page)
+        own = self._own = self._take(page)
         for at in failed:  # before we sweep: it may fail again meanwhile
             os.pwrite(self._fd, bytes([_OPEN]), at)
         if own:
-            locks.on_failure = partial(os.pwrite, self._fd, bytes([_FAILED]), own)
+            locks.on_failure = partial(_fail, self._fd, own)
         self._leave = weakref.finalize(self, _leave, self._fd, own, locks)
 
     def _lock(self, at: int) -> bool:
@@ -70,9 +70,19 @@ class Openers:
             os.pwrite(self._fd, b"\0", at)
         self._dead.clear()
 
+    def fail(self) -> None:
+        """Have the next opener sweep: what this one had to do was not done to the end."""
+        if self._leave.alive:
+            _fail(self._fd, self._own)
+
     def leave(self) -> None:
         """Give the byte back. More calls do nothing."""
         self._leave()
+
+
+def _fail(fd: int, own: int) -> None:
+    with contextlib.suppress(OSError):  # the error that led here is the one to report
+        os.pwrite(fd, bytes([_FAILED]), own)
 
 
 def _leave(fd: int, own: int, locks: Locks) -> None:

@@ -43,14 +43,20 @@ class Sweep:
     def at_opening(self) -> bool:
         """Sweep if this boot has not seen it, or an opener died; whether it did. Else only the trash."""
         due = self._layout.go or self._openers.due
-        if due:
-            self.everything()
-        else:
-            self._trash()
+        try:
+            if due:
+                self.everything()
+            else:
+                self._trash()
+        except BaseException:
+            self.close(failed=True)
+            raise
         return due
 
-    def close(self) -> None:
-        """Say that this opener has ended, and left nothing half-done."""
+    def close(self, *, failed: bool) -> None:
+        """Say that this opener has ended, and left nothing half-done unless it ``failed``."""
+        if failed:
+            self._openers.fail()
         self._openers.leave()
 
     def everything(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from layerlimit.driver import Driver
 from layerlimit.driver.locks import Locks
-from layerlimit.errors import Error, NotFound
+from layerlimit.errors import Error, NotFound, from_os_error
 from layerlimit.store.database import Database
 from layerlimit.store.reserve import Reserve
 
@@ -26,7 +26,10 @@ _ID = re.compile(r"s[a-z2-7]{8}")
 def store_locks(root: Path) -> Locks:
     """The locks on the layers of a store: somebody works on what is locked."""
     path = root / "store.lock"
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        raise from_os_error(error, f"open {path}") from error
     return Locks(path)
 
 

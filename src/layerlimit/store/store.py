@@ -62,10 +62,14 @@ class Store(Reading):
         self._default_limit = default_limit
         self.reserve = Reserve(Path(root).absolute())
         driver = self.reserve.through(lambda: Driver(root, union, limiter, owner=owner), frees=True)
-        database = self.reserve.through(lambda: open_database(driver), frees=True)
-        super().__init__(driver, database, namespace, policy)
-        self.reaper = Reaper(self.driver, self.database, self.reserve)
-        self.opened = self.reaper.run(everywhere=self.driver.swept)
+        with contextlib.ExitStack() as undo:
+            undo.callback(driver.close, failed=True)  # what the driver saw to be done, the next opening does
+            database = self.reserve.through(lambda: open_database(driver), frees=True)
+            undo.callback(database.close)
+            super().__init__(driver, database, namespace, policy)
+            self.reaper = Reaper(self.driver, self.database, self.reserve)
+            self.opened = self.reaper.run(everywhere=self.driver.swept)
+            undo.pop_all()
 
     def partition(self, namespace: str, *, policy: Policy | None = None) -> Store:
         """The same store with the names of another namespace, and a policy; closing either closes both."""
