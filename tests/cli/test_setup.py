@@ -42,6 +42,7 @@ def test_containerd_is_told_once_and_the_old_file_kept(cli: Cli, tmp_path: Path)
     again = cli(*words, "--yes")
     assert again.out == b""
     assert "nothing to change" in again.err
+    assert b"layerlimit-diff" in cli(*words, "--yes", "--differ").out
     cli(*words, "--yes", "--remove")
     assert path.read_text() == CONTAINERD
 

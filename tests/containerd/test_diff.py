@@ -353,7 +353,7 @@ def test_containerd_unpacks_and_exports_with_it(tmp_path: Path) -> None:
     """Imports an image and takes the difference of its top snapshot; containerd verifies the diff IDs."""
     with island(tmp_path) as made:
         socket = tmp_path / "diff.sock"
-        containerd = Containerd(made, CURRENT, ("q",), socket, differs=("layerlimit-diff", "walking"))
+        containerd = Containerd(made, CURRENT, ("q",), socket, differ=True)
         content = ContentStore(str(containerd.address))
         with closing(content), Store(tmp_path / "root") as store:
             told: list[Info] = []

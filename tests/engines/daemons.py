@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from layerlimit.setup import Stanzas, set_up_containerd
 from tests.engines.island import Daemon, Island, awaited
 
 CACHE = Path(__file__).parents[2] / ".cache/engines"
@@ -44,6 +45,11 @@ class Release:
     def version(self) -> str:
         return version(self.programs / "containerd").partition("~")[0].partition("+")[0]
 
+    @property
+    def numbers(self) -> tuple[int, int]:
+        major, minor, *_ = self.version.split(".")
+        return int(major), int(minor)
+
 
 DEBIANS = Release("debian", DEBIAN, 2)
 CURRENT = Release("current", BUILT, 3)
@@ -61,26 +67,6 @@ disabled_plugins = {json.dumps(disabled)}
 [grpc]
   address = "{directory}/ctd.sock"
 """
-
-
-def _proxies(release: Release, names: Sequence[str], socket: Path, differs: Sequence[str]) -> str:
-    lines = [
-        f'[proxy_plugins.{name}]\n  type = "snapshot"\n  address = "{socket}"\n'
-        + ('  capabilities = ["remap-ids"]\n' if release.config > 2 else "")
-        for name in names
-    ]
-    if release.config > 2 and differs:
-        lines.append(f'[proxy_plugins.layerlimit-diff]\n  type = "diff"\n  address = "{socket}"\n')
-        lines.append(
-            f'[plugins."io.containerd.service.v1.diff-service"]\n  default = {json.dumps([*differs])}\n'
-        )
-    if release.config > 2:
-        lines += [
-            f'[[plugins."io.containerd.transfer.v1.local".unpack_config]]\n  platform = "linux"\n'
-            f'  snapshotter = "{name}"\n  differ = "walking"\n'
-            for name in ("overlayfs", *names)
-        ]
-    return "".join(lines)
 
 
 _RUNTIME = """
@@ -110,14 +96,18 @@ def _cri(release: Release, default: str, handlers: Sequence[str]) -> str:
 
 @dataclass
 class Containerd:
-    """A containerd; ``names`` are the snapshotters it finds behind ``socket``, ``differs`` whom it asks."""
+    """A containerd, told of the snapshotters ``names`` behind ``socket`` as ``layerlimit setup`` does it.
+
+    ``differ`` has images unpacked by ours, too; without ``remap_ids`` it changes owners itself.
+    """
 
     island: Island
     release: Release
     names: Sequence[str] = ()
     socket: Path | None = None
-    differs: Sequence[str] = ()
+    differ: bool = False
     handlers: Sequence[str] = ()
+    remap_ids: bool = True
     daemon: Daemon = field(init=False)
 
     @property
@@ -127,10 +117,17 @@ class Containerd:
 
     def start(self) -> Containerd:
         directory = self.island.directory
+        config = directory / "containerd.toml"
         text = _common(self.release, directory) + _cri(self.release, "overlayfs", self.handlers)
         if self.socket:
-            text += _proxies(self.release, self.names, self.socket, self.differs)
-        config = directory / "containerd.toml"
+            stanzas = Stanzas(
+                tuple(self.names),
+                str(self.socket),
+                str(directory / "layerlimit"),
+                differ=self.differ,
+                remap_ids=self.remap_ids,
+            )
+            text = set_up_containerd(config, text, stanzas, installed=self.release.numbers).after
         config.write_text(text, encoding="utf-8")
         program = self.release.programs / "containerd"
         self.daemon = self.island.start(
@@ -242,6 +239,11 @@ class Snapshotter:
         return any(
             line.endswith(f" {self.socket}") and " 00010000 " in line for line in listening.splitlines()
         )
+
+    def calls(self, rpc: str) -> int:
+        """How many calls of ``rpc`` succeeded, by the log of all daemons that there were."""
+        lines = self.daemon.log.read_text(errors="replace").splitlines()
+        return sum(f'"rpc": "{rpc}"' in line and '"code": "OK"' in line for line in lines)
 
     def cli(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         line: list[str | Path] = [sys.executable, "-m", "layerlimit", "--root", self.root]

@@ -1,58 +1,88 @@
-"""containerd 2.x with our differ: what ``ctr`` unpacks goes through it, the rest passes on."""
+"""containerd 2.x told by ``layerlimit setup containerd --differ``: ours unpacks, the rest passes on."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.engines import image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, Containerd, Snapshotter
+from tests.engines.daemons import CURRENT, Containerd, Snapshotter, registry
 from tests.engines.inside import MIB
 
 pytestmark = pytest.mark.lane("engines")
 
-OURS = "layerlimit-diff"
 LIMITED = "layerlimit"
 
 
-def engines(land: Land, differs: tuple[str, ...]) -> Iterator[Containerd]:
+@dataclass
+class World:
+    engine: Containerd
+    layerlimit: Snapshotter
+
+    def forget(self, name: str = image.TEST_IMAGE) -> None:
+        """Removes an image with its blobs and snapshots."""
+        self.engine.ctr("images", "rm", "--sync", name)
+
+
+@pytest.fixture(scope="module")
+def world(land: Land) -> Iterator[World]:
     with land() as ground:
         address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, (f"{LIMITED}=16MiB",), ("--containerd", address)).start()
-        yield Containerd(ground, CURRENT, (LIMITED,), layerlimit.socket, differs).start()
+        yield World(
+            Containerd(ground, CURRENT, (LIMITED,), layerlimit.socket, differ=True).start(), layerlimit
+        )
 
 
-@pytest.fixture
-def ours_alone(land: Land) -> Iterator[Containerd]:
-    yield from engines(land, (OURS,))
+def load(world: World, archive: Path, snapshotter: str, *options: str) -> None:
+    world.engine.ctr("images", "import", *options, "--snapshotter", snapshotter, archive)
 
 
-@pytest.fixture
-def ours_first(land: Land) -> Iterator[Containerd]:
-    yield from engines(land, (OURS, "walking"))
+def pull(world: World, archive: Path) -> str:
+    """Pulls the test image from a registry; its name there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = registry(world.engine.island, port)
+    name = f"127.0.0.1:{port}/test:1"
+    load(world, archive, "overlayfs")
+    world.engine.ctr("images", "tag", image.TEST_IMAGE, name)
+    world.engine.ctr("images", "push", "--plain-http", name)
+    world.forget()
+    world.forget(name)
+    world.engine.ctr("images", "pull", "--plain-http", "--snapshotter", LIMITED, name)
+    serving.end()
+    return name
 
 
-def load(engine: Containerd, archive: Path, snapshotter: str) -> str:
-    """Imports in the client: the transfer service would use the differ of its ``unpack_config``."""
-    line = ("images", "import", "--local", "--snapshotter", snapshotter, archive)
-    return engine.ctr(*line).stderr
-
-
-def test_image_is_unpacked_by_ours(ours_alone: Containerd, archives: dict[str, Path]) -> None:
-    # No other differ is configured, so nobody else can have done it.
-    load(ours_alone, archives["test"], LIMITED)
+@pytest.mark.parametrize("way", ["client", "transfer", "pull"])
+def test_image_is_unpacked_by_ours(world: World, archives: dict[str, Path], way: str) -> None:
+    before = world.layerlimit.calls("Apply")
+    name = image.TEST_IMAGE
+    if way == "pull":
+        name = pull(world, archives["test"])
+    else:
+        load(world, archives["test"], LIMITED, *(["--local"] if way == "client" else []))
+    assert world.layerlimit.calls("Apply") == before + len(image.busybox_layers())
     script = f"ls /old /hidden; cat /new; {inside.FREE}; {inside.FILL}"
-    done = ours_alone.run("c", image.TEST_IMAGE, "/bin/sh", "-c", script, snapshotter=LIMITED)
+    done = world.engine.run("c", name, "/bin/sh", "-c", script, snapshotter=LIMITED)
     said = done.stderr + done.stdout
     assert "above" in said
+    assert "gone" not in said
     assert "No space left on device" in said
     assert inside.is_limit(inside.available(said), 16 * MIB), said
+    world.forget(name)
 
 
-def test_foreign_snapshots_pass_to_the_next_differ(ours_first: Containerd, archives: dict[str, Path]) -> None:
-    load(ours_first, archives["test"], "overlayfs")
-    done = ours_first.run("c", image.TEST_IMAGE, "/bin/cat", "/new", snapshotter="overlayfs")
+def test_foreign_snapshots_pass_to_the_next_differ(world: World, archives: dict[str, Path]) -> None:
+    before = world.layerlimit.calls("Apply")
+    load(world, archives["test"], "overlayfs", "--local")
+    done = world.engine.run("c", image.TEST_IMAGE, "/bin/cat", "/new", snapshotter="overlayfs")
     assert done.stdout.split() == ["new"]
+    assert world.layerlimit.calls("Apply") == before
+    world.forget()

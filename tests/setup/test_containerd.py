@@ -14,7 +14,12 @@ from layerlimit.setup import Stanzas, set_up_containerd, undo_containerd
 
 PATH = Path("/etc/containerd/config.toml")
 STANZAS = Stanzas(("layerlimit",), "/run/layerlimit/layerlimit.sock", "/var/lib/layerlimit")
-ALL = Stanzas(("layerlimit", "small"), STANZAS.address, STANZAS.root, default=True, runtimes=True)
+ALL = Stanzas(
+    ("layerlimit", "small"), STANZAS.address, STANZAS.root, default=True, runtimes=True, differ=True
+)
+DIFFER = Stanzas(STANZAS.snapshotters, STANZAS.address, STANZAS.root, differ=True)
+TRANSFER = "io.containerd.transfer.v1.local"
+DIFF = "io.containerd.service.v1.diff-service"
 
 DEBIAN_1_6 = """\
 version = 2
@@ -115,19 +120,77 @@ def test_the_version_of_a_new_file_is_that_of_containerd() -> None:
 
 
 def test_containerd_2_can_unpack_into_it_and_still_into_overlayfs() -> None:
-    transfer = "io.containerd.transfer.v1.local"
     for text in (None, NODE_2, DEBIAN_1_6):
-        named = set_up(text, STANZAS, (2, 4))["plugins"][transfer]["unpack_config"]
+        named = set_up(text, STANZAS, (2, 4))["plugins"][TRANSFER]["unpack_config"]
         assert [(each["snapshotter"], each["differ"]) for each in named] == [
             ("overlayfs", "walking"),
             ("layerlimit", "walking"),
         ]
     theirs = (
-        f'version = 3\n[[plugins."{transfer}".unpack_config]]\nplatform = "linux"\nsnapshotter = "stargz"\n'
+        f'version = 3\n[[plugins."{TRANSFER}".unpack_config]]\nplatform = "linux"\nsnapshotter = "stargz"\n'
     )
-    named = set_up(theirs, STANZAS, (2, 4))["plugins"][transfer]["unpack_config"]
+    named = set_up(theirs, STANZAS, (2, 4))["plugins"][TRANSFER]["unpack_config"]
     assert [each["snapshotter"] for each in named] == ["stargz", "layerlimit"]
-    assert transfer not in set_up(DEBIAN_1_6, STANZAS, (1, 6))["plugins"]
+    assert TRANSFER not in set_up(DEBIAN_1_6, STANZAS, (1, 6))["plugins"]
+
+
+@pytest.mark.parametrize("name", ["none, 2.x", "a node", "Debian's on 2.x"])
+def test_our_differ_unpacks_for_clients_and_for_pulls(name: str) -> None:
+    text, installed = FILES[name]
+    for before in (text, set_up_containerd(PATH, text, STANZAS, installed=installed).after):
+        edit = set_up_containerd(PATH, before, DIFFER, installed=installed)
+        after = tomllib.loads(edit.after)
+        assert after["proxy_plugins"]["layerlimit-diff"] == {"type": "diff", "address": STANZAS.address}
+        assert after["plugins"][DIFF]["default"] == ["layerlimit-diff", "walking"]
+        named = {each["snapshotter"]: each["differ"] for each in after["plugins"][TRANSFER]["unpack_config"]}
+        assert named == {"overlayfs": "walking", "layerlimit": "layerlimit-diff"}
+        # Without the option it is not taken out again.
+        assert not set_up_containerd(PATH, edit.after, STANZAS, installed=installed).changed
+
+
+def test_a_differ_where_containerd_would_not_start_is_refused() -> None:
+    for text, installed in ((DEBIAN_1_6, (1, 6)), (DEBIAN_1_6, None), (None, (1, 6)), (DOCKER_CE, (1, 7))):
+        with pytest.raises(NotSupported):
+            set_up_containerd(PATH, text, DIFFER, installed=installed)
+    plugins = set_up(DEBIAN_1_6, DIFFER, (1, 7))["plugins"]
+    assert plugins[DIFF]["default"] == ["layerlimit-diff", "walking"]
+    assert TRANSFER not in plugins
+    assert set_up("version = 3\n", DIFFER, None)
+
+
+def test_the_order_of_differs_is_kept() -> None:
+    theirs = f'version = 3\n[plugins."{DIFF}"]\ndefault = ["erofs", "walking"] # ours\n'
+    edit = set_up_containerd(PATH, theirs, DIFFER, installed=(2, 4))
+    after = tomllib.loads(edit.after)
+    assert after["plugins"][DIFF]["default"] == ["erofs", "layerlimit-diff", "walking"]
+    undone = undo_containerd(PATH, edit.after, DIFFER.snapshotters)
+    assert tomllib.loads(undone.after) == tomllib.loads(theirs)
+
+
+def test_the_differ_stays_with_the_last_snapshotter() -> None:
+    edit = set_up_containerd(PATH, NODE_2, ALL, installed=(2, 4))
+    undone = undo_containerd(PATH, edit.after, ("layerlimit",))
+    after = tomllib.loads(undone.after)
+    assert {"layerlimit-diff", "small"} <= set(after["proxy_plugins"])
+    assert after["plugins"][DIFF]["default"] == ["layerlimit-diff", "walking"]
+    last = tomllib.loads(undo_containerd(PATH, undone.after, ("small",)).after)
+    assert "layerlimit-diff" not in last["proxy_plugins"]
+    assert DIFF not in last["plugins"]
+
+
+def test_mapped_owners_are_left_to_mounts_where_they_can_do_it() -> None:
+    able = Stanzas(STANZAS.snapshotters, STANZAS.address, STANZAS.root, remap_ids=True)
+    for text, installed in ((None, (2, 4)), (DEBIAN_1_6, (2, 4)), (NODE_2, None)):
+        first = set_up_containerd(PATH, text, STANZAS, installed=installed).after
+        for before in (text, first):
+            proxy = set_up(before, able, installed)["proxy_plugins"]["layerlimit"]
+            assert proxy["capabilities"] == ["remap-ids"]
+        theirs = first.replace(
+            '"snapshot"\naddress = "/run/l', '"snapshot"\ncapabilities = []\naddress = "/run/l'
+        )
+        assert theirs != first
+        assert not set_up_containerd(PATH, theirs, able, installed=installed).changed
+    assert "capabilities" not in set_up(DEBIAN_1_6, able, (1, 7))["proxy_plugins"]["layerlimit"]
 
 
 def test_cri_uses_it_by_default_or_by_runtime() -> None:
@@ -164,6 +227,8 @@ def test_a_runtime_whose_snapshotter_would_be_ignored_is_refused() -> None:
         '[proxy_plugins.layerlimit]\ntype = "content"\naddress = "/run/layerlimit/layerlimit.sock"\n',
         '[proxy_plugins]\nlayerlimit = "odd"\n',
         '[plugins."io.containerd.cri.v1.images"]\nsnapshotter = "stargz"\n',
+        '[proxy_plugins.layerlimit-diff]\ntype = "diff"\naddress = "/run/other.sock"\n',
+        f'[[plugins."{TRANSFER}".unpack_config]]\nsnapshotter = "small"\ndiffer = "erofs"\n',
         '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.small]\nsnapshotter = "overlayfs"\n',
         '[plugins."io.containerd.cri.v1.images".runtime_platforms.small]\nsnapshotter = "overlayfs"\n',
     ],
@@ -216,7 +281,7 @@ def test_tables_in_any_order() -> None:
         "max_concurrent_downloads = 3\n"
     )
     after = set_up(text, ALL, (2, 4))
-    assert set(after["proxy_plugins"]) == {"a", "c", "layerlimit", "small"}
+    assert set(after["proxy_plugins"]) == {"a", "c", "layerlimit", "small", "layerlimit-diff"}
     assert after["plugins"]["io.containerd.cri.v1.images"]["max_concurrent_downloads"] == 3
 
 

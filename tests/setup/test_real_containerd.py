@@ -22,6 +22,7 @@ pytestmark = pytest.mark.lane("engines")
 
 ENGINES = Path(__file__).parents[2] / ".cache" / "engines"
 ADDRESS, ROOT = "/run/layerlimit/layerlimit.sock", "/var/lib/layerlimit"
+DIFFER = "layerlimit-diff"
 TRANSFER = "io.containerd.transfer.v1.local"
 
 
@@ -42,7 +43,16 @@ def test_containerd_reads_what_we_wrote(tmp_path: Path, which: str, start: str, 
     if start == "its default":  # everything that it knows, in its own writing
         path.write_text(ask(program, "config", "default"))
     before = read_text(path)
-    stanzas = Stanzas(("layerlimit", "small"), ADDRESS, ROOT, default=default, runtimes=installed >= (1, 7))
+    newer = installed >= (1, 7)
+    stanzas = Stanzas(
+        ("layerlimit", "small"),
+        ADDRESS,
+        ROOT,
+        default=default,
+        runtimes=newer,
+        differ=newer,
+        remap_ids=True,
+    )
     edit = set_up_containerd(path, before, stanzas, installed=installed)
     apply_edit(edit)
     seen = tomllib.loads(ask(program, "--config", str(path), "config", "dump"))
@@ -53,6 +63,8 @@ def test_containerd_reads_what_we_wrote(tmp_path: Path, which: str, start: str, 
     else:
         used = cri["io.containerd.cri.v1.images"]["snapshotter"]
         _check_current(cri)
+        assert seen["proxy_plugins"][DIFFER]["type"] == "diff"
+        assert seen["proxy_plugins"]["small"]["capabilities"] == ["remap-ids"]
     assert used == ("layerlimit" if default else "overlayfs")
 
     undone = undo_containerd(path, edit.after, stanzas.snapshotters)
@@ -70,8 +82,9 @@ def _check_proxies(seen: dict[str, Any]) -> None:
 
 def _check_current(plugins: dict[str, Any]) -> None:
     """What 2.x needs besides: where pulls unpack, and the runtimes of RuntimeClasses."""
-    unpacking = [each["snapshotter"] for each in plugins[TRANSFER]["unpack_config"]]
-    assert unpacking == ["overlayfs", "layerlimit", "small"]
+    unpacking = [(each["snapshotter"], each["differ"]) for each in plugins[TRANSFER]["unpack_config"]]
+    assert unpacking == [("overlayfs", "walking"), ("layerlimit", DIFFER), ("small", DIFFER)]
+    assert plugins["io.containerd.service.v1.diff-service"]["default"] == [DIFFER, "walking"]
     runtimes = plugins["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]
     assert runtimes["runc"]["snapshotter"] == ""
     for key in ("runtime_type", "snapshotter"):

@@ -54,6 +54,7 @@ MOUNT_ATTR_RDONLY: Final = 1
 MOUNT_ATTR_NOSUID: Final = 2
 MOUNT_ATTR_NODEV: Final = 4
 MOUNT_ATTR_NOEXEC: Final = 8
+MOUNT_ATTR_IDMAP: Final = 1 << 20
 
 FSCONFIG_STRING_MAX: Final = 255  # bytes; strndup_user(…, 256) in fs/fsopen.c
 PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -136,10 +137,14 @@ def set_attributes(
     set_: int = 0,
     clear: int = 0,
     propagation: int = 0,
+    user_namespace: int = 0,
     recursive: bool = False,
 ) -> None:
-    """mount_setattr(2) on a mount point or on the descriptor of a mount; MOUNT_ATTR_* bits."""
-    attr = _MountAttr(set_, clear, propagation, 0)
+    """mount_setattr(2) on a mount point or on the descriptor of a mount; MOUNT_ATTR_* bits.
+
+    ``user_namespace`` is the descriptor that MOUNT_ATTR_IDMAP wants.
+    """
+    attr = _MountAttr(set_, clear, propagation, user_namespace)
     flags = AT_RECURSIVE if recursive else 0
     if isinstance(target, int):
         fd, path, flags = target, b"", flags | AT_EMPTY_PATH

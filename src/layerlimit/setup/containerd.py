@@ -17,27 +17,37 @@ from tomlkit.exceptions import TOMLKitError
 
 from layerlimit.errors import AlreadyExists, InvalidArgument, NotSupported
 from layerlimit.setup.edit import Edit
+from layerlimit.setup.tables import Table, at, drop_empty, made_table, made_tables, plain, under
 
-Table = Any  # a mutable mapping: a dict, or a table of tomlkit's
 _CRI_1: Final = "io.containerd.grpc.v1.cri"
 _CRI_RUNTIME: Final = "io.containerd.cri.v1.runtime"
 _CRI_IMAGES: Final = "io.containerd.cri.v1.images"
 _TRANSFER: Final = "io.containerd.transfer.v1.local"
-_OVERLAYFS: Final = {"platform": "linux", "snapshotter": "overlayfs", "differ": "walking"}
+_DIFF: Final = "io.containerd.service.v1.diff-service"
+_DIFFER: Final = "layerlimit-diff"
+_WALKING: Final = "walking"  # containerd's own, which takes what nobody else does
+_REMAP: Final = "remap-ids"
+_OVERLAYFS: Final = {"platform": "linux", "snapshotter": "overlayfs", "differ": _WALKING}
 _NEWEST: Final = 4
 _RESTART: Final = "restart containerd for it to take effect: systemctl restart containerd"
 
 
 @dataclass(frozen=True, slots=True)
 class Stanzas:
-    """What is asked for: the names, their socket and root; ``default`` makes the first one CRI's default,
-    ``runtimes`` adds a CRI runtime handler of the same name for each (for RuntimeClasses)."""
+    """What is asked for: the names, their socket and root.
+
+    ``default`` makes the first one CRI's default, ``runtimes`` adds a CRI runtime handler of the same name
+    for each, ``differ`` has images unpacked by ours. ``remap_ids`` says that this kernel mounts layers with
+    mapped owners: containerd 2.x is told, and then copies none to change their owners.
+    """
 
     snapshotters: tuple[str, ...]
     address: str
     root: str
     default: bool = False
     runtimes: bool = False
+    differ: bool = False
+    remap_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,11 @@ class Engine:
     def is_2(self) -> bool:
         """Whether containerd is 2.x, as far as can be known."""
         return self.installed >= (2, 0) if self.installed else self.version >= 3
+
+    @property
+    def takes_differs(self) -> bool:
+        """Whether a differ can be a proxy plugin: 1.6 would not start with one."""
+        return self.installed >= (1, 7) if self.installed else self.version >= 3
 
 
 def set_up_containerd(
@@ -67,6 +82,8 @@ def set_up_containerd(
         notes.append(f"{path} has no 'version' (so it is version 1): only the proxy plugins were written")
     if stanzas.default or stanzas.runtimes:
         _require_cri(path, stanzas, engine)
+    if stanzas.differ:
+        _require_differs(path, engine)
     return _edit(path, text, lambda table: _add(path, table, stanzas, engine), notes)
 
 
@@ -98,13 +115,29 @@ def _engine(path: Path, text: str | None, installed: tuple[int, int] | None) -> 
     return Engine(version, installed)
 
 
-def _require_cri(path: Path, stanzas: Stanzas, engine: Engine) -> None:
+def _require_differs(path: Path, engine: Engine) -> None:
+    _require_version(path, engine)
+    if not engine.takes_differs:
+        raise NotSupported(
+            "containerd 1.6 does not start with a differ of others"
+            if engine.installed
+            else "there is no containerd to ask whether it knows differs of others",
+            hint="leave --differ out, or use containerd 1.7 or later",
+            code="setup.version",
+        )
+
+
+def _require_version(path: Path, engine: Engine) -> None:
     if engine.version == 1:
         raise NotSupported(
             f"{path} has no 'version', and its plugins have other names than today's",
             hint="migrate it with 'containerd config migrate' first",
             code="setup.version",
         )
+
+
+def _require_cri(path: Path, stanzas: Stanzas, engine: Engine) -> None:
+    _require_version(path, engine)
     if (
         stanzas.runtimes
         and engine.version == 2
@@ -131,15 +164,12 @@ def _add(path: Path, table: Table, stanzas: Stanzas, engine: Engine) -> None:
     if not table:
         table["version"] = engine.version
     for name in stanzas.snapshotters:
-        wanted = {
-            "type": "snapshot",
-            "address": stanzas.address,
-            "exports": {"root": stanzas.root, "enable_remote_snapshot_annotations": "true"},
-        }
-        _put(path, _under(table, "proxy_plugins"), name, wanted, f"proxy_plugins.{name}")
+        _add_snapshotter(path, table, name, stanzas, engine)
+    if stanzas.differ:
+        _add_differ(path, table, stanzas)
     if engine.is_2 and engine.version >= 2:
         for name in stanzas.snapshotters:
-            _add_unpacking(table, name)
+            _add_unpacking(path, table, name, _DIFFER if stanzas.differ else _WALKING)
     if stanzas.default:
         _make_default(path, table, stanzas.snapshotters[0], engine)
     if stanzas.runtimes:
@@ -147,19 +177,57 @@ def _add(path: Path, table: Table, stanzas: Stanzas, engine: Engine) -> None:
             _add_runtime(path, table, name, engine)
 
 
-def _add_unpacking(table: Table, name: str) -> None:
+def _add_snapshotter(path: Path, table: Table, name: str, stanzas: Stanzas, engine: Engine) -> None:
+    proxies = under(table, "proxy_plugins")
+    capable = {"capabilities": [_REMAP]} if stanzas.remap_ids and engine.is_2 else {}
+    exports = {"root": stanzas.root, "enable_remote_snapshot_annotations": "true"}
+    wanted = {"type": "snapshot", "address": stanzas.address, "exports": exports}
+    if name in proxies:
+        _put(path, proxies, name, wanted, f"proxy_plugins.{name}")
+        for key, value in capable.items():
+            if key not in proxies[name]:  # capabilities that are there are what somebody decided
+                proxies[name][key] = value
+        return
+    proxies[name] = made_table(proxies, {**wanted, **capable, "exports": exports})
+
+
+def _add_differ(path: Path, table: Table, stanzas: Stanzas) -> None:
+    """Our differ, and its place before containerd's own, for what clients unpack."""
+    proxies = under(table, "proxy_plugins")
+    wanted = {"type": "diff", "address": stanzas.address}
+    _put(path, proxies, _DIFFER, wanted, f"proxy_plugins.{_DIFFER}")
+    service = under(table, "plugins", _DIFF)
+    if "default" not in service:
+        service["default"] = [_DIFFER, _WALKING]
+        return
+    order = service["default"]
+    if _DIFFER not in order:
+        order.insert(list(order).index(_WALKING) if _WALKING in order else len(order), _DIFFER)
+
+
+def _add_unpacking(path: Path, table: Table, name: str, differ: str) -> None:
     """What pulls may unpack into; naming one replaces the built-in list, so overlayfs is named again."""
-    transfer = _under(table, "plugins", _TRANSFER)
+    transfer = under(table, "plugins", _TRANSFER)
     named = list(transfer.get("unpack_config", []))
-    if any(each.get("snapshotter") == name for each in named):
+    known = [index for index, each in enumerate(named) if each.get("snapshotter") == name]
+    if known:
+        if differ == _DIFFER:
+            for index in known:
+                _use_differ(path, transfer["unpack_config"][index], name)
         return
     more = [] if named else [dict(_OVERLAYFS)]
-    more.append({"platform": "linux", "snapshotter": name, "differ": "walking"})
+    more.append({"platform": "linux", "snapshotter": name, "differ": differ})
     if not named:
-        transfer["unpack_config"] = _tables(transfer, more)
+        transfer["unpack_config"] = made_tables(transfer, more)
         return
     for each in more:
-        transfer["unpack_config"].append(_table(transfer, each))
+        transfer["unpack_config"].append(made_table(transfer, each))
+
+
+def _use_differ(path: Path, unpacking: Table, name: str) -> None:
+    if unpacking.get("differ", _WALKING) not in (_WALKING, _DIFFER):
+        raise _conflict(path, f"images are unpacked into {name} by the differ {unpacking['differ']!r}")
+    unpacking["differ"] = _DIFFER
 
 
 def _make_default(path: Path, table: Table, name: str, engine: Engine) -> None:
@@ -171,79 +239,91 @@ def _make_default(path: Path, table: Table, name: str, engine: Engine) -> None:
 
 
 def _add_runtime(path: Path, table: Table, name: str, engine: Engine) -> None:
-    runtimes = _under(_cri(table, engine, images=False), "runtimes")
-    like = _plain(runtimes.get("runc", {}))  # the cgroup driver must be that of the node's other pods
+    runtimes = under(_cri(table, engine, images=False), "runtimes")
+    like = plain(runtimes.get("runc", {}))  # the cgroup driver must be that of the node's other pods
     wanted = {**like, "runtime_type": like.get("runtime_type", "io.containerd.runc.v2"), "snapshotter": name}
     _put(path, runtimes, name, wanted, f"runtimes.{name}")
     if engine.version >= 3:
-        platforms = _under(table, "plugins", _CRI_IMAGES, "runtime_platforms")
+        platforms = under(table, "plugins", _CRI_IMAGES, "runtime_platforms")
         _put(path, platforms, name, {"snapshotter": name}, f"runtime_platforms.{name}")
 
 
 def _cri(table: Table, engine: Engine, *, images: bool) -> Table:
     if engine.version == 2:
-        return _under(table, "plugins", _CRI_1, "containerd")
+        return under(table, "plugins", _CRI_1, "containerd")
     if images:
-        return _under(table, "plugins", _CRI_IMAGES)
-    return _under(table, "plugins", _CRI_RUNTIME, "containerd")
+        return under(table, "plugins", _CRI_IMAGES)
+    return under(table, "plugins", _CRI_RUNTIME, "containerd")
 
 
 def _take_out(table: Table, names: tuple[str, ...]) -> None:
+    addresses = set()
     for name in names:
-        if _at(table, "proxy_plugins").get(name, {}).get("type") == "snapshot":
+        found = at(table, "proxy_plugins", name)
+        if found.get("type") == "snapshot":
+            addresses.add(found.get("address"))
             del table["proxy_plugins"][name]
-    unpacking = _at(table, "plugins", _TRANSFER).get("unpack_config")
+    unpacking = at(table, "plugins", _TRANSFER).get("unpack_config")
     if unpacking:
         ours = [index for index, each in enumerate(unpacking) if each.get("snapshotter") in names]
         for index in reversed(ours):
             del unpacking[index]
-        if ours and all(_plain(each) == _OVERLAYFS for each in unpacking):
+        if ours and all(plain(each) == _OVERLAYFS for each in unpacking):
             del table["plugins"][_TRANSFER]["unpack_config"]
+    _take_out_differ(table, addresses)
     places: tuple[tuple[str, ...], ...] = ((_CRI_1, "containerd"), (_CRI_IMAGES,))
     for place in places:
-        if _at(table, "plugins", *place).get("snapshotter") in names:
-            del _at(table, "plugins", *place)["snapshotter"]
+        if at(table, "plugins", *place).get("snapshotter") in names:
+            del at(table, "plugins", *place)["snapshotter"]
     places = (
         (_CRI_1, "containerd", "runtimes"),
         (_CRI_RUNTIME, "containerd", "runtimes"),
         (_CRI_IMAGES, "runtime_platforms"),
     )
     for place in places:
-        found = _at(table, "plugins", *place)
+        found = at(table, "plugins", *place)
         for name in names:
             if found.get(name, {}).get("snapshotter") == name:
                 del found[name]
-    _drop_empty(
+    drop_empty(
         table,
-        (
-            ("proxy_plugins",),
-            ("plugins", _TRANSFER),
-            ("plugins", _CRI_IMAGES, "runtime_platforms"),
-            ("plugins", _CRI_IMAGES),
-            ("plugins", _CRI_RUNTIME, "containerd", "runtimes"),
-            ("plugins", _CRI_RUNTIME, "containerd"),
-            ("plugins", _CRI_RUNTIME),
-            ("plugins", _CRI_1, "containerd", "runtimes"),
-            ("plugins", _CRI_1, "containerd"),
-            ("plugins", _CRI_1),
-            ("plugins",),
-        ),
+        ("proxy_plugins",),
+        ("plugins", _DIFF),
+        ("plugins", _TRANSFER),
+        ("plugins", _CRI_IMAGES, "runtime_platforms"),
+        ("plugins", _CRI_IMAGES),
+        ("plugins", _CRI_RUNTIME, "containerd", "runtimes"),
+        ("plugins", _CRI_RUNTIME, "containerd"),
+        ("plugins", _CRI_RUNTIME),
+        ("plugins", _CRI_1, "containerd", "runtimes"),
+        ("plugins", _CRI_1, "containerd"),
+        ("plugins", _CRI_1),
+        ("plugins",),
     )
 
 
-def _drop_empty(table: Table, places: tuple[tuple[str, ...], ...]) -> None:
-    """An empty table says nothing."""
-    for place in places:
-        above = _at(table, *place[:-1])
-        if place[-1] in above and not above[place[-1]]:
-            del above[place[-1]]
+def _take_out_differ(table: Table, addresses: set[Any]) -> None:
+    """Our differ goes with the last snapshotter at its address."""
+    proxies = at(table, "proxy_plugins")
+    ours = at(proxies, _DIFFER)
+    address = ours.get("address")
+    stay = any(at(proxies, name).get("address") == address for name in proxies if name != _DIFFER)
+    if ours.get("type") != "diff" or address not in addresses or stay:
+        return
+    del proxies[_DIFFER]
+    service = at(table, "plugins", _DIFF)
+    order = service.get("default", [])
+    if _DIFFER in order:
+        order.remove(_DIFFER)
+        if list(order) == [_WALKING]:
+            del service["default"]
 
 
 def _put(path: Path, table: Table, key: str, wanted: Mapping[str, Any], called: str) -> None:
     if key not in table:
-        table[key] = _table(table, wanted)
+        table[key] = made_table(table, wanted)
         return
-    found = _plain(table[key])
+    found = plain(table[key])
     # What the user added to ours is his; what contradicts it is for him to resolve.
     if not isinstance(found, dict) or any(found.get(name) != value for name, value in wanted.items()):
         raise _conflict(path, f"there is a {called} that says otherwise")
@@ -255,48 +335,6 @@ def _conflict(path: Path, what: str) -> AlreadyExists:
         hint="take ours out with --remove, or change the file by hand; nothing was written",
         code="setup.conflict",
     )
-
-
-def _at(table: Any, *keys: str) -> Any:
-    for key in keys:
-        table = table.get(key, {}) if isinstance(table, Mapping) else {}
-    return table if isinstance(table, Mapping) else {}
-
-
-def _under(table: Any, *keys: str) -> Any:
-    """The table at ``keys``, made where it is missing."""
-    for key in keys:
-        if key not in table:
-            table[key] = tomlkit.table(is_super_table=True) if _is_text(table) else {}
-        table = table[key]
-    return table
-
-
-def _table(beside: Any, values: Mapping[str, Any]) -> Any:
-    if not _is_text(beside):
-        return _plain(values)
-    made = tomlkit.table()
-    for key, value in values.items():
-        made[key] = _table(beside, value) if isinstance(value, Mapping) else value
-    return made
-
-
-def _tables(beside: Any, values: list[dict[str, Any]]) -> Any:
-    if not _is_text(beside):
-        return [_plain(each) for each in values]
-    made = tomlkit.aot()
-    for each in values:
-        made.append(_table(beside, each))
-    return made
-
-
-def _is_text(table: Any) -> bool:
-    return hasattr(table, "unwrap")
-
-
-def _plain(value: Any) -> Any:
-    value = value.unwrap() if hasattr(value, "unwrap") else value
-    return {key: _plain(each) for key, each in value.items()} if isinstance(value, Mapping) else value
 
 
 # -- text --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from layerlimit.setup import (
     undo_containerd,
     undo_docker,
 )
+from layerlimit.setup.idmapped import takes_mapped_layers
 
 _CONTAINERD: Final = Path("/etc/containerd/config.toml")
 _DOCKER: Final = Path("/etc/docker/daemon.json")
@@ -74,6 +75,9 @@ def _common(default: Path) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 )
 @click.option("--default", is_flag=True, help="Make the first name what Kubernetes (CRI) uses for all pods.")
 @click.option("--runtimes", is_flag=True, help="Add a CRI runtime per name, for RuntimeClasses.")
+@click.option(
+    "--differ", is_flag=True, help="Have images unpacked by layerlimit, too (containerd 1.7 or later)."
+)
 @click.pass_obj
 def containerd(
     settings: Settings,
@@ -82,6 +86,7 @@ def containerd(
     snapshotters: tuple[str, ...],
     default: bool,
     runtimes: bool,
+    differ: bool,
     yes: bool,
     dry_run: bool,
     remove: bool,
@@ -94,7 +99,15 @@ def containerd(
         edit = undo_containerd(path, text, names)
     else:
         root = daemon.root if settings.root == Path(DEFAULT_ROOT) else str(settings.root)
-        stanzas = Stanzas(names, daemon.address, root, default=default, runtimes=runtimes)
+        stanzas = Stanzas(
+            names,
+            daemon.address,
+            root,
+            default=default,
+            runtimes=runtimes,
+            differ=differ,
+            remap_ids=takes_mapped_layers(Path(root)),
+        )
         edit = set_up_containerd(path, text, stanzas, installed=containerd_version())
     _carry_out(settings, edit, yes=yes, dry_run=dry_run)
 
