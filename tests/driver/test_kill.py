@@ -65,6 +65,9 @@ def make(driver: Driver, id: str) -> None:
         "base": ("", 0),
         "plain": ("base", 0),
         "limited": ("base", SMALL),
+        "full": ("base", SMALL),  # with all of the tar
+        "twin": ("base", LARGE),
+        "bare": ("base", 0),
         "heir": ("limited", SMALL),  # a limited layer over a limited one
         "child": ("limited", 0),
         "root": ("", SMALL),  # a limited base
@@ -76,6 +79,9 @@ def make(driver: Driver, id: str) -> None:
     driver.create(id, parent, limit=Limit(size) if size else None)
     with driver.mounted(id) as path:
         (path / id).write_text(id)
+    if id == "full":
+        with open(layer_tar(driver.root.parent), "rb") as tar:
+            driver.apply_diff(id, tar)
 
 
 def layers(*ids: str) -> Callable[[Driver], None]:
@@ -141,7 +147,7 @@ class Case:
 
     ``prepare`` makes it so, from nothing or from what a killed or finished operation left after a cleanup.
     ``unmounts``: the operation unmounts and then goes on; all unmounted is one more good end. ``every`` is
-    how many points lie between two that are tried in the short run.
+    how many points lie between two that are tried in the short run, which leaves out ``long`` ones.
     """
 
     name: str
@@ -149,6 +155,7 @@ class Case:
     operation: tuple[Any, ...]
     unmounts: bool = False
     every: int = 1
+    long: bool = False
 
 
 CASES = [
@@ -176,11 +183,16 @@ CASES = [
     Case("remove-limited", layers("heir"), ("remove", "heir")),
     Case("remove-held", held("heir"), ("remove", "heir"), unmounts=True),
     Case("resize", replace("limited"), ("resize", "limited", LARGE)),
+    Case("copy-limited", replace("twin", "full"), ("copy", "full", "twin"), every=400),
+    Case("copy-unlimited", replace("bare", "full"), ("copy", "full", "bare"), every=400, long=True),
     Case("diff", layers("heir"), ("diff", "heir")),
     Case("cleanup", held("heir"), ("cleanup",), unmounts=True),
     Case("apply-plain", replace("plain"), ("apply", "plain", "TAR"), every=40),
     Case("apply-heir", replace("heir"), ("apply", "heir", "TAR"), every=40),
 ]
+
+
+EACH = [pytest.param(case, id=case.name, marks=[pytest.mark.long] if case.long else []) for case in CASES]
 
 
 class Field:
@@ -234,7 +246,8 @@ class Field:
         if found not in self.states:
             nearest = min(self.states, key=lambda wanted: len(found ^ wanted))
             raise AssertionError(f"neither before nor after:\n{difference(found, nearest)}")
-        for id in self.operation[1:2] if self.operation[0] != "open" else ():
+        ids = {"open": (), "copy": self.operation[1:3]}.get(self.operation[0], self.operation[1:2])
+        for id in ids:
             if driver.exists(id):
                 works(driver, id)
 
@@ -301,7 +314,7 @@ def points_of(case: Case, steps: list[Step], config: pytest.Config) -> list[Step
     return steps[: -40 : case.every] + steps[-40::4]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EACH)
 def test_kill_at_every_step(case: Case, disk: Path, victims: Victims, pytestconfig: pytest.Config) -> None:
     ground = Field(disk / f"kill-{case.name}", case, victims)
     points = points_of(case, ground.trace.points(), pytestconfig)
@@ -315,7 +328,7 @@ def test_kill_at_every_step(case: Case, disk: Path, victims: Victims, pytestconf
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", EACH)
 def test_error_at_every_step(
     case: Case, error: str, disk: Path, victims: Victims, pytestconfig: pytest.Config
 ) -> None:

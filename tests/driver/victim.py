@@ -49,6 +49,10 @@ def _apply(driver: Driver, id: str, tar: str) -> None:
         driver.apply_diff(id, io.BytesIO(stream.read()))
 
 
+def _copy(driver: Driver, source: str, target: str) -> None:
+    driver.copy(source, target)
+
+
 def _diff(driver: Driver, id: str) -> None:
     with driver.diff(id) as stream:
         while stream.read(1 << 20):
@@ -71,8 +75,8 @@ def _adopt(driver: Driver | None, root: str) -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _open, _create, _get, _put, _mounts, _release, _remove, _resize, _apply, _diff, _mounted, _cleanup,
-        _adopt,
+        _open, _create, _get, _put, _mounts, _release, _remove, _resize, _apply, _copy, _diff, _mounted,
+        _cleanup, _adopt,
     )
 }  # fmt: skip
 WITHOUT_DRIVER = {"open", "adopt"}
