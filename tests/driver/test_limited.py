@@ -262,6 +262,8 @@ def test_grow_while_mounted(driver: Driver, root: Path) -> None:
     driver.create("base")
     driver.create("limited", "base", limit=LIMIT)
     path = driver.get("limited")
+    image = root / "containers_quota/limited.ext4"
+    length = image.stat().st_size
     assert fill(path / "full", 64 * MIB)[1] == errno.ENOSPC
     if lanes.capabilities() >> 24 & 1:
         driver.resize("limited", Limit(64 * MIB))
@@ -271,6 +273,7 @@ def test_grow_while_mounted(driver: Driver, root: Path) -> None:
             driver.resize("limited", Limit(64 * MIB))
         assert caught.value.code == "resize.online"
         assert driver.limit("limited") == LIMIT
+        assert image.stat().st_size == length
         assert fill(path / "full", 64 * MIB)[1] == errno.ENOSPC
         (path / "full").write_text("usable afterwards")
         driver.put("limited")
@@ -280,7 +283,7 @@ def test_grow_while_mounted(driver: Driver, root: Path) -> None:
     assert (more, error) == (40 * MIB, 0)
     assert fill(path / "more", 64 * MIB)[1] == errno.ENOSPC
     driver.put("limited")
-    goroot.run("e2fsck", "-fn", root / "containers_quota/limited.ext4")
+    goroot.run("e2fsck", "-fn", image)
 
 
 @pytest.mark.lane("resource")

@@ -13,8 +13,8 @@ be a loop device whose backing file is, by device and inode, this layer's image;
 superblock must carry the UUID that was recorded when the layer was made and must fit the file.
 
 **Crash safety.** create: what is to be is announced → clone → own UUID → fsync (the driver removes a
-leftover). attach: nothing on disk
-changes; a killed process leaves a device that frees itself, or mounts that the next call proves and uses.
+leftover). attach: nothing on disk changes; a killed process leaves a device that frees itself, or mounts
+that the next call proves and uses.
 resize: lengthen the file → grow the file system → the driver records it; repeating each step is harmless.
 """
 
@@ -33,7 +33,14 @@ from pathlib import Path
 from layerlimit.errors import Busy, Corrupt, InvalidArgument, NotSupported, from_os_error
 from layerlimit.limit import ext4
 from layerlimit.limit.protocol import Health, Limit, Place, Record, Usage
-from layerlimit.limit.template import Templates, detached, fill_inodes, mount_options, sync_mounted
+from layerlimit.limit.template import (
+    Templates,
+    detached,
+    fill_inodes,
+    free_when_empty,
+    mount_options,
+    sync_mounted,
+)
 from layerlimit.linux import files, loop, mount
 from layerlimit.linux.statfs import statfs
 from layerlimit.linux.statx import statx
@@ -473,9 +480,9 @@ class ImageLimiter:
                 )
                 if limit != record.growing:
                     self._check_inodes(id, record, limit, target, block)
-                self._lengthen(fd, id, record, target)
+                length = self._lengthen(fd, id, record, target)
                 if self._is_mounted(id, os.fstat(fd)):
-                    gained = self._grow_online(fd, id, limit, target, per_group)
+                    gained = self._grow_online(fd, id, limit, length, target, per_group)
                 else:
                     gained = self._grow_offline(fd, id, limit, target, per_group)
                 fresh = record.fresh_blocks + gained[0], record.fresh_inodes + gained[1]
@@ -490,11 +497,11 @@ class ImageLimiter:
         if self._is_mounted(id, image):
             root = os.open(self._place(id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                return _free_when_empty(root)
+                return free_when_empty(root)
             finally:
                 os.close(root)
         with detached(self.image(id), limit) as root:
-            return _free_when_empty(root)
+            return free_when_empty(root)
 
     def _check_inodes(
         self, id: str, record: Record, limit: Limit, target: int, block: ext4.Superblock
@@ -516,33 +523,43 @@ class ImageLimiter:
                 code="resize.inodes",
             )
 
-    def _lengthen(self, fd: int, id: str, record: Record, target: int) -> None:
-        if os.fstat(fd).st_size < target:
-            os.ftruncate(fd, target)
-        if record.limit.reserve:
-            files.allocate(fd, target, self.image(id))
-        os.fsync(fd)
+    def _lengthen(self, fd: int, id: str, record: Record, target: int) -> int:
+        """Give the image its new length, or on failure leave it the old one, which is returned."""
+        length = os.fstat(fd).st_size
+        try:
+            if length < target:
+                os.ftruncate(fd, target)
+            if record.limit.reserve:
+                files.allocate(fd, target, self.image(id))
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, length)
+            raise
+        return length
 
-    def _grow_online(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
+    def _grow_online(
+        self, fd: int, id: str, limit: Limit, length: int, target: int, per_group: int
+    ) -> tuple[int, int]:
         place = self._place(id)
         old = statfs(place)
         here = statx(place)
         with loop.open_by_number(here.dev_major, here.dev_minor) as device:
             device.refresh_capacity()
-        try:
-            files.ext4_resize(place, target // old.frsize)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EROFS):
-                raise
-            # The longer file stays: its end is a hole, and the next call uses it.
-            hint = "growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then"
-            if error.errno == errno.EROFS:
-                hint = "it is mounted read-only below its children; unmount them and resize it then"
-            raise NotSupported(
-                f"layer {id} cannot grow while it is mounted: {error.strerror}",
-                hint=hint,
-                code="resize.online",
-            ) from error
+            try:
+                files.ext4_resize(place, target // old.frsize)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EROFS):
+                    raise
+                os.ftruncate(fd, length)  # it has not begun
+                device.refresh_capacity()
+                hint = "growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then"
+                if error.errno == errno.EROFS:
+                    hint = "it is mounted read-only below its children; unmount them and resize it then"
+                raise NotSupported(
+                    f"layer {id} cannot grow while it is mounted: {error.strerror}",
+                    hint=hint,
+                    code="resize.online",
+                ) from error
         filled = 0
         if limit.inodes is not None:
             root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -574,21 +591,6 @@ class ImageLimiter:
         new = ext4.read_superblock(fd, self.image(id))
         os.fsync(fd)
         return new.free_blocks - old.free_blocks, new.free_inodes - old.free_inodes
-
-
-def _free_when_empty(root: int) -> tuple[int, int]:
-    """Free blocks and inodes of the mounted image, and what upper/ holds, hard links once."""
-    space = statfs(root)
-    upper = f"/proc/self/fd/{root}/upper"
-    seen = {os.lstat(upper).st_ino}
-    blocks = 0
-    for where, directories, names in os.walk(upper):
-        for name in (*directories, *names):
-            status = os.lstat(os.path.join(where, name))
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                blocks += status.st_blocks
-    return space.bfree + blocks * 512 // space.frsize, space.ffree + len(seen) - 1
 
 
 def _read(path: Path) -> str:

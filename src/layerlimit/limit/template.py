@@ -126,6 +126,21 @@ def fill_inodes(root: int, inodes: int, per_group: int) -> int:
     return wanted - have + bool(wanted) - there
 
 
+def free_when_empty(root: int) -> tuple[int, int]:
+    """Free blocks and inodes of the mounted image, and what upper/ holds, hard links once."""
+    space = statfs(root)
+    upper = f"/proc/self/fd/{root}/upper"
+    seen = {os.lstat(upper).st_ino}
+    blocks = 0
+    for where, directories, names in os.walk(upper):
+        for name in (*directories, *names):
+            status = os.lstat(os.path.join(where, name))
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                blocks += status.st_blocks
+    return space.bfree + blocks * 512 // space.frsize, space.ffree + len(seen) - 1
+
+
 class Templates:
     """The cache in one directory. Any number of processes may use it at once."""
 
