@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from layerlimit.errors import Busy, InvalidArgument, NotSupported, from_os_error
 from layerlimit.linux import xattr
 
 Times = Literal["s", "ns"]
+Owners = Callable[[int, int], tuple[int, int]]  # uid and gid on disk → in the tar
 
 _SECOND: Final = 1_000_000_000
 _FORMAT: Final = 0o170000  # S_IFMT
@@ -82,16 +83,18 @@ def write(
     sparse: bool = False,
     source_date_epoch: int | None = None,
     live: bool = False,
+    owners: Owners | None = None,
 ) -> Written:
     """Write the changes that the directory ``upper`` holds, in ``form``, to ``out`` as a layer tar.
 
     The same tree gives the same bytes: parents before children, in each directory the opaque marker, then
-    whiteouts, then names by their bytes. Owners are numbers; modification times are cut to whole seconds
-    and files written in full, as engines do, unless ``times`` is "ns" and ``sparse`` True (GNU's pax
-    form). Times are capped at ``source_date_epoch``, by default the environment's SOURCE_DATE_EPOCH. All
-    extended attributes go out but ``trusted.*``, overlayfs's, SELinux's and those of a file system itself.
-    Left out: the root's own entry, sockets (counted), ``lost+found`` at the top, AUFS's own files. With
-    ``lowers`` (nearest first), an opaque mark over nothing is left out too. Holes are not read from disk.
+    whiteouts, then names by their bytes. Owners are numbers, those that ``owners`` says of the ones on disk.
+    Modification times are cut to whole seconds and files written in full, as engines do, unless ``times`` is
+    "ns" and ``sparse`` True (GNU's pax form). Times are capped at ``source_date_epoch``, by default the
+    environment's SOURCE_DATE_EPOCH. All extended attributes go out but ``trusted.*``, overlayfs's, SELinux's
+    and those of a file system itself. Left out: the root's own entry, sockets (counted), ``lost+found`` at
+    the top, AUFS's own files. With ``lowers`` (nearest first), an opaque mark over nothing is left out too.
+    Holes are not read from disk.
 
     The cost goes with ``upper``. ``out.write`` may be called by a thread of this call when compressing.
     What it raises passes through. A file that shrinks while it is read raises Busy, never a wrong tar;
@@ -115,6 +118,7 @@ def write(
         export.whole_seconds = times == "s"
         export.sparse = sparse
         export.live = live
+        export.owners = owners
         try:
             export.run()
             out_flow.put(END)
@@ -154,6 +158,7 @@ class _Export:
         self.whole_seconds = True
         self.sparse = False
         self.live = False
+        self.owners: Owners | None = None
         self._descent = descent
         self._out = out
         self._form = form
@@ -197,7 +202,7 @@ class _Export:
             # Owner and permissions as moby writes them; times as containerd writes those of whiteouts.
             mode = status.st_mode & 0o777
             name = prefix + OPAQUE_MARKER
-            self._out.put(header(name, tarformat.REGULAR, mode, status.st_uid, status.st_gid, 0, 0))
+            self._out.put(header(name, tarformat.REGULAR, mode, *self._owner(status), 0, 0))
             self.entries += 1
         for deleted in listing.whiteouts:
             name = prefix + WHITEOUT_PREFIX + deleted
@@ -238,7 +243,7 @@ class _Export:
                 seconds = int(status[stat.ST_MTIME])  # without the detour by nanoseconds
                 if self.newest is not None and seconds > self.newest:
                     seconds = self.newest
-                owner = owner_fields(mode & 0o7777, status.st_uid, status.st_gid)
+                owner = owner_fields(mode & 0o7777, *self._owner(status))
                 head = file_header(path, owner, size, seconds)
             if head is None:
                 head = self._header(path, tarformat.REGULAR, status, size=size, records=records)
@@ -279,7 +284,7 @@ class _Export:
         if self.sparse and segments != [(0, size)]:
             times = self._time(status)
             mode = stat.S_IMODE(status.st_mode)
-            head = sparse_header(path, mode, status.st_uid, status.st_gid, size, times, segments, records)
+            head = sparse_header(path, mode, *self._owner(status), size, times, segments, records)
             self._out.put(head)
             self.entries += 1
             for start, length in segments:
@@ -355,8 +360,12 @@ class _Export:
         device: tuple[int, int] | None = None,
         records: Mapping[bytes, bytes] | None = None,
     ) -> bytes:
-        mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
-        return header(path, kind, mode, uid, gid, size, self._time(status), link, device, records)
+        mode = stat.S_IMODE(status.st_mode)
+        return header(path, kind, mode, *self._owner(status), size, self._time(status), link, device, records)
+
+    def _owner(self, status: os.stat_result) -> tuple[int, int]:
+        uid, gid = status.st_uid, status.st_gid
+        return (uid, gid) if self.owners is None else self.owners(uid, gid)
 
     def _time(self, status: os.stat_result) -> int:
         time = status.st_mtime_ns

@@ -21,6 +21,7 @@ from layerlimit import archive
 from layerlimit.archive import Form
 from layerlimit.archive.compress import Compression
 from layerlimit.containerd.content import UNCOMPRESSED, Caller, ContentStore
+from layerlimit.containerd.mapped import owners_inside
 from layerlimit.containerd.service import status_of
 from layerlimit.containerd.wire import descriptor_pb2
 from layerlimit.containerd.wire import diff_pb2 as wire
@@ -172,6 +173,8 @@ class Differ:
                 compression=compression,
                 source_date_epoch=epoch,
                 live=right.info.kind is Kind.ACTIVE,
+                # What a container in a user namespace wrote has other owners on disk than in the container.
+                owners=owners_inside(right.info.labels) if right.info.kind is Kind.ACTIVE else None,
             )
             self._still_there(right.info, context)
             labels = {**request.labels, UNCOMPRESSED: written.diff_id}
@@ -183,7 +186,7 @@ class Differ:
         return wire.DiffResponse(diff=found)
 
     def _branches(self, mounts: Sequence[Any]) -> Branches:
-        asked = _stack(mounts)
+        asked = _stack(mounts, mapped=True)
         info = self._find(asked)
         if asked.upper is not None:
             return Branches(info, (self._store.root / "diff" / info.id, *asked.lowers))
@@ -205,8 +208,8 @@ def _is_union(mounts: Sequence[Any]) -> bool:
     return bool(mounts[0].type == "overlay")
 
 
-def _stack(mounts: Sequence[Any]) -> Stack:
-    """The directories of one mount as the snapshots service hands it out."""
+def _stack(mounts: Sequence[Any], *, mapped: bool = False) -> Stack:
+    """The directories of one mount as the snapshots service hands it out, also with ``mapped`` owners."""
     if len(mounts) != 1:
         raise NotOurs(f"{len(mounts)} mounts instead of one")
     mount = mounts[0]
@@ -219,7 +222,8 @@ def _stack(mounts: Sequence[Any]) -> Stack:
             # Callers append options of their own; a second list of lowers would be mounted in our place.
             names = [option.partition("=")[0] for option in mount.options]
             options = dict(option.partition("=")[::2] for option in mount.options)
-            if names.count("upperdir") < 2 and names.count("lowerdir") < 2 and not _MAPS & options.keys():
+            twice = names.count("upperdir") > 1 or names.count("lowerdir") > 1
+            if not twice and (mapped or not _MAPS & options.keys()):
                 lowers = tuple(map(Path, filter(None, options.get("lowerdir", "").split(":"))))
                 return Stack(lowers, Path(options["upperdir"]) if "upperdir" in options else None)
     except InvalidArgument as error:

@@ -15,6 +15,7 @@ from typing import Final
 _KEY: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)/[0-9]+/(.+)", re.DOTALL)
 _DOCKER_ID: Final = re.compile(r"[0-9a-f]{64}")
 _BUILDKIT_ID: Final = re.compile(r"[0-9a-z]{25}")
+_COPY: Final = re.compile(r"sha256:[0-9a-f]{64}(-[0-9]+-[0-9]+)?-remap")
 _INIT: Final = "-init"
 DOCKER: Final = "moby"
 _BUILDERS: Final = frozenset({DOCKER, "buildkit"})
@@ -38,9 +39,14 @@ class Key:
         )
 
     @property
+    def is_copy_of_image(self) -> bool:
+        """An image's files with other owners, for user namespaces. No container's id has a colon."""
+        return _COPY.fullmatch(self.client) is not None
+
+    @property
     def is_image_content(self) -> bool:
         """Whether what is written becomes an image, or is thrown away with a build: never limited."""
-        if self.client.startswith("extract-"):
+        if self.client.startswith("extract-") or self.is_copy_of_image:
             return True
         if self.namespace not in _BUILDERS:
             return False

@@ -25,7 +25,8 @@ from layerlimit.union import Mount
 #: The limit in force, in bytes: a label that clients read and cannot set.
 LIMIT: Final = "layerlimit/limit.bytes"
 _APPLIED: Final = "layerlimit/limit.applied"  # what was asked for when the limit was last set; not shown
-_OURS: Final = frozenset({LIMIT, _APPLIED})
+_COPY: Final = "layerlimit/owners.copied"  # an image whose owners containerd has changed already; not shown
+_OURS: Final = frozenset({LIMIT, _APPLIED, _COPY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,14 @@ class Snapshots:
         if limit is not None:
             kept[_APPLIED] = _text(limit)
         try:
-            self._store.create(key, parent, limit=limit, unlimited=limit is None, labels=kept)
+            info = self._store.create(key, parent, limit=limit, unlimited=limit is None, labels=kept)
         except OutOfSpace:
             if limit is None or not asks.is_container_of_docker:
                 raise
             # Docker leaks what it made before a Prepare that fails; Mounts refuses, and it cleans up.
-            self._store.create(key, parent, unlimited=True, labels=_without_ours(kept))
+            info = self._store.create(key, parent, unlimited=True, labels=_without_ours(kept))
         with self._removed_on_error(key):
-            mounts = self._mounts(self._store.stat(key))
+            mounts = self._mounts(info)
             _give_to(mounts[-1], owner)
             return mounts
 
@@ -76,9 +77,9 @@ class Snapshots:
         """A read-only snapshot."""
         kept = _without_ours(labels)
         mapped_root(kept)
-        self._store.view(key, parent, labels=kept)
+        info = self._store.view(key, parent, labels=kept)
         with self._removed_on_error(key):
-            return self._mounts(self._store.stat(key))
+            return self._mounts(info)
 
     @contextlib.contextmanager
     def _removed_on_error(self, key: str) -> Iterator[None]:
@@ -135,6 +136,8 @@ class Snapshots:
 
     def _mounts(self, info: Info) -> list[Mount]:
         options = mapping_options(info.labels)
+        if options and info.parent and _COPY in self._store.stat(info.parent).labels:
+            options = ()  # mapped once more, all files would be nobody's
         mounts = self._store.mounts(info.name)
         return [replace(mount, options=(*options, *mount.options)) for mount in mounts]
 
@@ -164,7 +167,10 @@ class Snapshots:
             )
         with self._lock:
             synced = info.id in self._synced
-        self._store.commit(key, name, labels=_without_ours(labels), synced=synced)
+        kept = _without_ours(labels)
+        if read_key(key, info.parent).is_copy_of_image:
+            kept[_COPY] = "yes"
+        self._store.commit(key, name, labels=kept, synced=synced)
         with self._lock:
             self._synced.discard(info.id)
 
@@ -188,7 +194,7 @@ class Snapshots:
         if any(info.labels.get(key, "") != after.get(key, "") for key in KEYS):
             applied = self._relimit(info, after, applied)
         # All that is replaced but our own note, which clients do not know.
-        keys = ({*info.labels, *given} if only is None else set(only) - _OURS) | {_APPLIED}
+        keys = ({*info.labels, *given} if only is None else set(only)) - _OURS | {_APPLIED}
         return self._shown(self._store.update(key, {**given, _APPLIED: applied}, only=keys))
 
     def _relimit(self, info: Info, labels: Mapping[str, str], applied: str) -> str:

@@ -1,0 +1,64 @@
+"""Containers in user namespaces: owners mapped by the mount, or by containerd in a copy of the image."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines import image, inside
+from tests.engines.conftest import Land
+from tests.engines.daemons import CURRENT, Containerd, Snapshotter
+from tests.engines.inside import MIB
+
+pytestmark = pytest.mark.lane("engines")
+
+NAME = "layerlimit"
+HOST = 100_000
+MAPPED = ("--uidmap", f"0:{HOST}:65536", "--gidmap", f"0:{HOST}:65536")
+OWNERS = "stat -c 'owner %u:%g' / /new /etc/passwd /old/kept /made"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["mounts", "copies"])
+def engine(
+    request: pytest.FixtureRequest, land: Land, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Containerd]:
+    """A containerd that knows that mounts can map owners, and one that does not; an image above the limit."""
+    with land() as ground:
+        address = ground.directory / "ctd.sock"
+        layerlimit = Snapshotter(ground, (f"{NAME}=8MiB",), ("--containerd", address)).start()
+        engine = Containerd(
+            ground, CURRENT, (NAME,), layerlimit.socket, differ=True, remap_ids=request.param
+        ).start()
+        # Mapped root reaches its root file system by a path through these.
+        for path in (ground.directory, *ground.directory.parents):
+            path.chmod(path.stat().st_mode | 0o011)
+        layers = [*image.busybox_layers(), image.layer(("large", bytes(12 * MIB), 0o644))]
+        archive = image.archive(tmp_path_factory.mktemp("image") / "large.tar", image.TEST_IMAGE, layers)
+        engine.load(archive, NAME)
+        yield engine
+
+
+@pytest.mark.parametrize("labels", [("--remap-labels",), ()], ids=["labels", "no labels"])
+def test_root_inside_is_limited(engine: Containerd, labels: tuple[str, ...]) -> None:
+    engine.start_container("mapped", image.TEST_IMAGE, snapshotter=NAME, options=(*MAPPED, *labels))
+    script = f"{inside.FREE} && echo made >/made && chmod 600 /old/kept && rm /etc/group && {OWNERS}"
+    said = engine.sh("mapped", script).stdout
+    assert said.count("owner 0:0\n") == 5
+    assert inside.is_limit(inside.available(said), 8 * MIB), said
+    said = engine.sh("mapped", inside.FILL).stderr
+    assert "No space left on device" in said
+    entries = changes(engine, "mapped")
+    assert {"made", "old/kept", "etc/.wh.group"} <= set(entries)
+    # Without labels nobody tells us, and containerd's own differ, that these are mapped.
+    assert {entries[name].uid for name in ("made", "old/kept")} == ({0} if labels else {HOST})
+    engine.remove_container("mapped")
+
+
+def changes(engine: Containerd, key: str) -> dict[str, tarfile.TarInfo]:
+    tar = engine.island.directory / "changes.tar.gz"
+    ctr = f"{engine.release.programs}/ctr --address {engine.address} --namespace {engine.island.cgroup}"
+    engine.island.run("sh", "-c", f"{ctr} snapshots --snapshotter {NAME} diff {key} >{tar}")
+    with tarfile.open(tar) as opened:
+        return {entry.name.strip("/"): entry for entry in opened}
