@@ -433,3 +433,20 @@ def test_sync_reaches_what_only_another_namespace_has_mounted(images: ImageLimit
     subprocess.run(["e2fsck", "-fp", image], check=False, capture_output=True)
     shown = subprocess.run(["debugfs", "-R", "cat upper/file", image], check=True, capture_output=True)
     assert shown.stdout == b"committed"
+
+
+def test_a_user_that_goes_is_waited_for(images: ImageLimiter, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = images.attach("a", images.create("a", LIMIT, (0, 0)))
+    file = (place.upper / "file").open("w")
+
+    def busy_once(path: Path) -> None:
+        try:
+            unmount(path)
+        except OSError:
+            file.close()
+            raise
+
+    monkeypatch.setattr("layerlimit.limit.image.mount.unmount", busy_once)
+    images.detach("a")
+    assert file.closed
+    assert not images.is_attached("a")

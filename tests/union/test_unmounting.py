@@ -9,7 +9,8 @@ import pytest
 
 from layerlimit.errors import Busy, Error
 from layerlimit.linux.libc import os_error
-from layerlimit.union.unmounting import PAUSE, TRIES, unmount_patiently
+from layerlimit.linux.patience import PAUSE, TRIES
+from layerlimit.union.unmounting import unmount_patiently
 
 TARGET = Path("/r/mnt/x")
 

@@ -42,11 +42,10 @@ from layerlimit.limit.template import (
     sync_mounted,
 )
 from layerlimit.linux import files, loop, mount
+from layerlimit.linux.patience import PAUSE, TRIES, patiently
 from layerlimit.linux.statfs import statfs
 from layerlimit.linux.statx import statx
 
-_RETRIES = 5
-_RETRY_SECONDS = 0.1
 _LOCK_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12, 0.25, 0.5)
 _NO_PROCESS = "another process attaches or checks it right now; try again"
 
@@ -367,27 +366,23 @@ class ImageLimiter:
                 self._unmount(path, id)
 
     def _unmount(self, path: Path, id: str) -> None:
-        for attempt in range(_RETRIES):
-            try:
-                mount.unmount(path)
-                return
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise from_os_error(error, f"unmount {path}") from error
-                if attempt == _RETRIES - 1:
-                    raise Busy(
-                        f"layer {id} is in use: {path} cannot be unmounted",
-                        hint="end the processes that have files open or their working directory there",
-                        code="layer.in_use",
-                    ) from error
-                time.sleep(_RETRY_SECONDS)
+        try:
+            patiently(lambda: mount.unmount(path))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise from_os_error(error, f"unmount {path}") from error
+            raise Busy(
+                f"layer {id} is in use: {path} cannot be unmounted",
+                hint="end the processes that have files open or their working directory there",
+                code="layer.in_use",
+            ) from error
 
     # -- measure -----------------------------------------------------------------------------------
 
     def usage(self, id: str, record: Record) -> Usage:
         place = self._place(id)
-        if self._mount_root(place):
-            space = statfs(place)
+        space = statfs(place) if self._mount_root(place) else None
+        if space is not None and self._mount_root(place):  # still: those who only look have no lock
             free_blocks, free_inodes, unit = space.bfree, space.ffree, space.frsize
         else:
             self._stat(id)
@@ -413,10 +408,12 @@ class ImageLimiter:
         return block.blocks * block.block_size
 
     def health(self, id: str) -> Health:
-        place = self._place(id)
-        if not self._mount_root(place):
+        try:
+            here = statx(self._place(id))
+        except (FileNotFoundError, NotADirectoryError):
             return Health("detached")
-        here = statx(place)
+        if not here.mount_root:
+            return Health("detached")
         name = os.path.basename(os.readlink(f"/sys/dev/block/{here.dev_major}:{here.dev_minor}"))
         facts = Path("/sys/fs/ext4") / name
         errors = int(_read(facts / "errors_count") or 0)
@@ -571,12 +568,12 @@ class ImageLimiter:
         return new.blocks - old.blocks, new.files - old.files - filled
 
     def _grow_offline(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
-        for _ in range(_RETRIES):
+        for _ in range(TRIES):
             live = self._lock(fd, id)
             if live is None:
                 break
             live.close()  # it may be on its way out: whoever looks at a device delays its end
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(PAUSE)
         else:
             raise Busy(
                 f"the image of layer {id} is attached elsewhere", hint=_NO_PROCESS, code="image.locked"

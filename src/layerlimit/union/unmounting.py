@@ -6,12 +6,9 @@ import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from layerlimit.errors import Busy, from_os_error
-
-TRIES: Final = 5
-PAUSE: Final = 0.1  # seconds; a process that has just been killed still holds its files for some milliseconds
+from layerlimit.linux.patience import patiently
 
 
 def unmount_patiently(
@@ -25,21 +22,15 @@ def unmount_patiently(
 
     A target where nothing is ``mounted`` (any more) is success.
     """
-    for left in reversed(range(TRIES)):
-        try:
-            unmount(target)
-        except OSError as error:
-            if error.errno == errno.EBUSY and left:
-                sleep(PAUSE)
-                continue
-            if error.errno == errno.EBUSY:
-                raise Busy(
-                    f"{target} is in use",
-                    hint="a process has files open in it or works there: fuser -vm names it",
-                ) from error
-            # EINVAL: not a mount point, but also one that a user namespace inherited and may not undo.
-            if error.errno in (errno.EINVAL, errno.ENOENT) and not mounted(target):
-                return
-            raise from_os_error(error, f"unmount {target}") from error
-        else:
+    try:
+        patiently(lambda: unmount(target), sleep=sleep)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Busy(
+                f"{target} is in use",
+                hint="a process has files open in it or works there: fuser -vm names it",
+            ) from error
+        # EINVAL: not a mount point, but also one that a user namespace inherited and may not undo.
+        if error.errno in (errno.EINVAL, errno.ENOENT) and not mounted(target):
             return
+        raise from_os_error(error, f"unmount {target}") from error
