@@ -8,7 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from layerlimit import __version__
 from layerlimit.daemon.metrics import Metrics
 from layerlimit.errors import Corrupt
-from tests.daemon.gauges import MIB, Layer, Source
+from layerlimit.store import Kind
+from tests.daemon.gauges import MIB, Source, gauge
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -35,10 +36,10 @@ def test_layers_and_the_disk_are_read_at_the_scrape() -> None:
     metrics = metrics_of(source)
     assert not [name for name, _ in scrape(metrics) if name.startswith("layerlimit_layer_")]
     source.layers = [
-        Layer(),
-        Layer(name="unlimited", id="b", limit_bytes=None, limit_inodes=None),
-        Layer(name="base", id="c", kind="committed"),
-        Layer(name="sick", id="d", degraded=True, used_bytes=None, used_inodes=None, limit_inodes=None),
+        gauge(),
+        gauge(name="unlimited", id="b", limit_bytes=None, limit_inodes=None),
+        gauge(name="base", id="c", kind=Kind.COMMITTED),
+        gauge(name="sick", id="d", degraded=True, used_bytes=None, used_inodes=None, limit_inodes=None),
     ]
     found = scrape(metrics)
     one = {"snapshotter": "small", "key": "k8s.io/1/a", "id": "a1"}
@@ -46,6 +47,7 @@ def test_layers_and_the_disk_are_read_at_the_scrape() -> None:
     assert value(found, "layerlimit_layer_limit_bytes", **one) == 8 * MIB
     assert value(found, "layerlimit_layer_used_inodes", **one) == 3
     assert value(found, "layerlimit_layer_limit_inodes", **one) == 100
+    assert value(found, "layerlimit_layer_mounted", **one) == 1
     assert value(found, "layerlimit_layers", snapshotter="small", kind="active") == 3
     assert value(found, "layerlimit_layers", snapshotter="small", kind="committed") == 1
     assert value(found, "layerlimit_degraded_layers") == 1
@@ -98,7 +100,7 @@ def test_daemons_do_not_share_numbers() -> None:
 
 def test_keys_are_hostile() -> None:
     hostile = 'a"} 1\nlayerlimit_store_up 0\\\udcff'
-    found = scrape(metrics_of(Source([Layer(name=hostile)])))
+    found = scrape(metrics_of(Source([gauge(name=hostile)])))
     assert value(found, "layerlimit_store_up") == 1
     (key,) = [dict(labels)["key"] for name, labels in found if name == "layerlimit_layer_limit_bytes"]
     assert key == 'a"} 1\nlayerlimit_store_up 0\\\\udcff'

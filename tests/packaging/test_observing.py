@@ -13,9 +13,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from layerlimit.daemon.metrics import Metrics
-from tests.daemon.gauges import Source
+from layerlimit import Limit, Store
+from layerlimit.daemon.observe import observe
+from tests.driver.test_limited import hurt
 
+MIB = 1 << 20
 PACKAGING = Path(__file__).parents[2] / "packaging"
 RULES = PACKAGING / "prometheus" / "layerlimit.rules.yaml"
 DASHBOARD = PACKAGING / "grafana" / "layerlimit.json"
@@ -23,15 +25,26 @@ METRIC = re.compile(r"\b(?:layerlimit|process)_[a-z_]+")
 
 
 @pytest.fixture(scope="module")
-def exported() -> dict[str, set[str]]:
-    """The labels of every sample that a daemon shows, by name."""
-    source = Source()
-    metrics = Metrics(gauges=source.gauges, capacity=source.capacity, trash=source.reaper.waiting)
-    metrics.answered("Prepare", "INTERNAL", 0.1)
-    families = text_string_to_metric_families(metrics.exposition().decode())
-    return {
-        sample.name: {*sample.labels, "instance", "job"} for family in families for sample in family.samples
-    }
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The labels of every sample that a daemon shows of a store with layers of all sorts, by name."""
+    with Store(tmp_path_factory.mktemp("observed") / "root") as store:
+        for name in ("limited", "degraded"):
+            store.create(name, limit=Limit(MIB * 8))
+            store.mount(name)
+        store.create("unlimited")
+        hurt(store.driver, store.stat("degraded").id)
+        observer = observe(store, "unix:/unused")
+        assert observer.metrics is not None
+        observer.metrics.answered("Prepare", "INTERNAL", 0.1)
+        samples = [
+            sample
+            for family in text_string_to_metric_families(observer.metrics.exposition().decode())
+            for sample in family.samples
+        ]
+        store.driver.cleanup()
+    degraded = {s.labels["key"]: s.value for s in samples if s.name == "layerlimit_layer_degraded"}
+    assert degraded == {"limited": 0, "degraded": 1}
+    return {sample.name: {*sample.labels, "instance", "job"} for sample in samples}
 
 
 def rules() -> list[dict[str, Any]]:
@@ -50,12 +63,14 @@ def expressions() -> Iterator[str]:
             yield variable["query"]["query"]
 
 
+@pytest.mark.lane("root", "overlay", "loop")
 def test_every_metric_is_one_that_the_daemon_has(exported: dict[str, set[str]]) -> None:
     named = {name for expression in expressions() for name in METRIC.findall(expression)}
     assert named
     assert named - exported.keys() == set()
 
 
+@pytest.mark.lane("root", "overlay", "loop")
 def test_every_label_is_one_that_the_metric_has(exported: dict[str, set[str]]) -> None:
     for expression in expressions():
         labels = set(re.findall(r"\b([a-z]+)\s*=[~=]", expression))

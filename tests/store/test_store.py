@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from layerlimit import AlreadyExists, Busy, InvalidArgument, Limit, NotFound, OutOfSpace, Policy, Store
 from layerlimit.archive.docker_archive import DockerArchive
 from layerlimit.linux.statx import is_mount_point
-from layerlimit.store import Kind
+from layerlimit.store import Gauge, Kind
 from tests.archive.images import docker_archive, layer_tar, sha256
 
 MIB = 1 << 20
@@ -66,7 +68,9 @@ def test_a_failed_import_leaves_nothing(store: Store) -> None:
     assert store.capacity().promised == 0
 
 
-def test_a_reaper_leaves_an_import_alone_that_ends_while_it_looks(store: Store) -> None:
+def test_a_reaper_leaves_an_import_alone_that_ends_while_it_looks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It had seen the id in the trash, and gets its lock when the import is through."""
     queued: list[str] = []
 
@@ -76,7 +80,8 @@ def test_a_reaper_leaves_an_import_alone_that_ends_while_it_looks(store: Store) 
 
     info = store.import_tar("base", io.BytesIO(LOWER), told=told)
     assert queued == [info.id]
-    assert store.reaper._finish(info.id) == []
+    monkeypatch.setattr(store.reaper, "_queued", lambda: queued)
+    assert store.reaper.run() == []
     assert [change.path for change in store.changes("base")] == ["/etc", "/etc/gone", "/etc/kept"]
 
 
@@ -160,3 +165,44 @@ def test_the_same_name_is_taken_once(store: Store) -> None:
         with pytest.raises(AlreadyExists):
             call()
     assert len(store.driver.ids()) == 1
+
+
+def test_gauges_wait_for_nobody(store: Store) -> None:
+    """Whoever works on a layer, even for long, does not keep the others from being measured."""
+    store.create("mounted", limit=Limit(8 * MIB))
+    store.create("many", limit=Limit(8 * MIB, inodes=100))
+    store.create("plain")
+    info = store.stat("mounted")
+    with store.mounted("mounted") as path:
+        (path / "file").write_bytes(b"x" * MIB)
+        os.sync()
+        with store.driver._locks.hold(info.id), store.reaper.owned(info.id):
+            found: list[Gauge] = []
+            scrape = threading.Thread(target=lambda: found.extend(store.gauges()), daemon=True)
+            scrape.start()
+            scrape.join(timeout=20)
+            assert not scrape.is_alive()
+    gauges = {each.name: each for each in found}
+    mounted, many, plain = gauges["mounted"], gauges["many"], gauges["plain"]
+    assert (mounted.id, mounted.kind, mounted.namespace) == (info.id, Kind.ACTIVE, "default")
+    assert [each.mounted for each in (mounted, many, plain)] == [True, False, False]
+    assert mounted.used_bytes is not None
+    assert MIB <= mounted.used_bytes < 2 * MIB
+    assert (mounted.limit_bytes, mounted.used_inodes, mounted.degraded) == (8 * MIB, 1, False)
+    # How many inodes fit is known also where nobody asked for a number.
+    assert mounted.limit_inodes is not None
+    assert mounted.limit_inodes > 100
+    assert (many.used_bytes, many.used_inodes, many.limit_inodes) == (0, 0, 100)
+    assert (plain.limit_bytes, plain.used_bytes, plain.limit_inodes) == (None, None, None)
+
+
+def test_gauges_of_what_changes_or_is_damaged_tell_nothing_false(store: Store) -> None:
+    growing, damaged = (store.create(name, limit=Limit(8 * MIB)).id for name in ("growing", "damaged"))
+    meta = store.root / "meta"
+    (meta / growing).write_text(
+        (meta / growing).read_text().replace('"growing": null', f'"growing": {{"bytes": {16 * MIB}}}')
+    )
+    (meta / damaged).write_text("{")
+    gauges = {each.name: each for each in store.gauges()}
+    assert (gauges["growing"].limit_bytes, gauges["growing"].used_bytes) == (8 * MIB, None)
+    assert (gauges["damaged"].limit_bytes, gauges["damaged"].used_bytes) == (None, None)

@@ -12,7 +12,7 @@ import platform
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -21,52 +21,13 @@ from prometheus_client.registry import Collector
 
 from layerlimit import __version__
 from layerlimit.errors import Error
+from layerlimit.store import Capacity, Gauge, Kind
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 _LAYER_LABELS: Final = ("snapshotter", "key", "id")
 
 log = logging.getLogger("layerlimit.metrics")
-
-
-class LayerGauge(Protocol):
-    """One layer at this moment, as the store reads it; None where it does not apply or cannot be read."""
-
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def degraded(self) -> bool: ...
-    @property
-    def used_bytes(self) -> int | None: ...
-    @property
-    def limit_bytes(self) -> int | None: ...
-    @property
-    def used_inodes(self) -> int | None: ...
-    @property
-    def limit_inodes(self) -> int | None: ...
-
-
-class Disk(Protocol):
-    """The disk below the store, in bytes; :class:`layerlimit.store.Capacity` is one."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def free(self) -> int: ...
-    @property
-    def floor(self) -> int: ...
-    @property
-    def promised(self) -> int: ...
-    @property
-    def admissible(self) -> int: ...
-    @property
-    def overcommit(self) -> float: ...
 
 
 class Metrics:
@@ -79,8 +40,8 @@ class Metrics:
     def __init__(
         self,
         *,
-        gauges: Callable[[], Iterable[LayerGauge]],
-        capacity: Callable[[], Disk],
+        gauges: Callable[[], Iterable[Gauge]],
+        capacity: Callable[[], Capacity],
         trash: Callable[[], int],
     ) -> None:
         self.registry = CollectorRegistry()
@@ -116,8 +77,8 @@ class _StoreCollector(Collector):
 
     def __init__(
         self,
-        gauges: Callable[[], Iterable[LayerGauge]],
-        capacity: Callable[[], Disk],
+        gauges: Callable[[], Iterable[Gauge]],
+        capacity: Callable[[], Capacity],
         trash: Callable[[], int],
     ) -> None:
         self._gauges, self._capacity, self._trash = gauges, capacity, trash
@@ -151,7 +112,7 @@ def _gauge(name: str, help: str, value: float) -> Metric:
     return GaugeMetricFamily(name, help, value=value)
 
 
-def _layers(gauges: list[LayerGauge]) -> list[Metric]:
+def _layers(gauges: list[Gauge]) -> list[Metric]:
     count = GaugeMetricFamily(
         "layerlimit_layers", "Layers by kind (active, view, committed).", labels=["snapshotter", "kind"]
     )
@@ -160,7 +121,7 @@ def _layers(gauges: list[LayerGauge]) -> list[Metric]:
     ):
         count.add_metric([namespace, kind], number)
     degraded = sum(each.degraded for each in gauges)
-    active = [each for each in gauges if str(each.kind) == "active" and each.limit_bytes is not None]
+    active = [each for each in gauges if each.kind is Kind.ACTIVE and each.limit_bytes is not None]
     return [
         count,
         _gauge("layerlimit_degraded_layers", "Layers that turned read-only after an I/O error.", degraded),
@@ -168,13 +129,12 @@ def _layers(gauges: list[LayerGauge]) -> list[Metric]:
         _per_layer("limit_bytes", "The limit of a layer.", active, lambda each: each.limit_bytes),
         _per_layer("used_inodes", "Files and directories in a layer.", active, lambda each: each.used_inodes),
         _per_layer("limit_inodes", "How many a layer can have.", active, lambda each: each.limit_inodes),
+        _per_layer("mounted", "1: a mount of it is there.", active, lambda each: int(each.mounted)),
         _per_layer("degraded", "1: turned read-only.", active, lambda each: int(each.degraded)),
     ]
 
 
-def _per_layer(
-    what: str, help: str, gauges: list[LayerGauge], value: Callable[[LayerGauge], int | None]
-) -> Metric:
+def _per_layer(what: str, help: str, gauges: list[Gauge], value: Callable[[Gauge], int | None]) -> Metric:
     family = GaugeMetricFamily(f"layerlimit_layer_{what}", help, labels=_LAYER_LABELS)
     for each in gauges:
         number = value(each)
@@ -185,7 +145,7 @@ def _per_layer(
     return family
 
 
-def _disk(disk: Disk) -> list[Metric]:
+def _disk(disk: Capacity) -> list[Metric]:
     return [
         _gauge("layerlimit_host_size_bytes", "Size of the disk below the layers.", disk.size),
         _gauge("layerlimit_host_free_bytes", "Free bytes of that disk.", disk.free),

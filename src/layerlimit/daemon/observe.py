@@ -19,9 +19,10 @@ import grpc
 
 from layerlimit.daemon.watch import Watch
 from layerlimit.errors import NotSupported
+from layerlimit.store import Capacity, Gauge
 
 if TYPE_CHECKING:
-    from layerlimit.daemon.metrics import Disk, LayerGauge, Metrics
+    from layerlimit.daemon.metrics import Metrics
 
 log = logging.getLogger("layerlimit.metrics")
 
@@ -38,9 +39,9 @@ class Measured(Protocol):
     @property
     def reaper(self) -> Waiting: ...
 
-    def gauges(self) -> Iterable[LayerGauge]: ...
+    def gauges(self) -> Iterable[Gauge]: ...
 
-    def capacity(self) -> Disk: ...
+    def capacity(self) -> Capacity: ...
 
 
 @dataclass(frozen=True, slots=True)

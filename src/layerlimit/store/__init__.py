@@ -2,9 +2,20 @@
 
 from layerlimit.store.admission import Capacity, Policy
 from layerlimit.store.check import Finding
-from layerlimit.store.entry import Info, Kind
+from layerlimit.store.entry import Gauge, Info, Kind
 from layerlimit.store.layer import Layer
 from layerlimit.store.rebuild import check_root, rebuild
 from layerlimit.store.store import Store
 
-__all__ = ["Capacity", "Finding", "Info", "Kind", "Layer", "Policy", "Store", "check_root", "rebuild"]
+__all__ = [
+    "Capacity",
+    "Finding",
+    "Gauge",
+    "Info",
+    "Kind",
+    "Layer",
+    "Policy",
+    "Store",
+    "check_root",
+    "rebuild",
+]

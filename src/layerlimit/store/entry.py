@@ -63,17 +63,22 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """What is measured of a layer; None where it does not apply or cannot be read."""
+    """What is measured of a layer; None where it does not apply or cannot be read at this moment.
+
+    ``mounted``: the kernel shows a mount of it here, if only of its image for an engine. ``limit_inodes`` is
+    what fits, asked for or not.
+    """
 
     namespace: str
     name: str
     id: str
-    kind: str
-    degraded: bool
-    used_bytes: int | None
-    limit_bytes: int | None
-    used_inodes: int | None
-    limit_inodes: int | None
+    kind: Kind
+    mounted: bool = False
+    degraded: bool = False
+    used_bytes: int | None = None
+    limit_bytes: int | None = None
+    used_inodes: int | None = None
+    limit_inodes: int | None = None
 
 
 def check_name(name: str) -> str:

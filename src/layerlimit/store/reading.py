@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from layerlimit.driver import Driver, State
-from layerlimit.errors import Error, NotFound
+from layerlimit.errors import NotFound
 from layerlimit.limit import Limit, Usage
 from layerlimit.store.admission import Capacity, Policy, read_policy, write_policy
 from layerlimit.store.database import Database
 from layerlimit.store.entry import Gauge, Info, Kind, check_name, named
 from layerlimit.store.filters import parse
+from layerlimit.store.gauges import Gauges
 from layerlimit.store.rows import COLUMNS, FROM, chain, children, to_info
 
 
@@ -122,31 +123,17 @@ class Reading:
             return self.driver.state(info.id)
 
     def gauges(self) -> list[Gauge]:
-        """Every layer of every namespace as it is at this moment; what cannot be read of one is None.
+        """Every layer of every namespace as it is at this moment; waits for nobody who works on one.
 
         Limits and usage are those of the writable limited layers: they take constant time each.
         """
         with self.database.reading() as db:
             rows = db.execute("SELECT namespace, name, id, kind, promised FROM entry").fetchall()
-        return [self._gauge(*row) for row in rows]
-
-    def _gauge(self, namespace: str, name: str, id: str, kind: int, promised: int) -> Gauge:
-        used, limit, degraded = None, None, False
-        if promised and kind == Kind.ACTIVE:
-            with contextlib.suppress(Error):  # it was removed meanwhile, or is damaged, which check tells
-                limit, used = self.driver.limit(id), self.driver.usage(id)
-                degraded = self.driver.state(id).health.state == "degraded"
-        return Gauge(
-            namespace=namespace,
-            name=name,
-            id=id,
-            kind=str(Kind(kind)),
-            degraded=degraded,
-            used_bytes=used.bytes if used else None,
-            limit_bytes=limit.bytes if limit else None,
-            used_inodes=used.inodes if used else None,
-            limit_inodes=limit.inodes if limit else None,
-        )
+        gauges = Gauges(self.root)
+        return [
+            gauges.read(namespace, name, id, Kind(kind), limited=promised > 0)
+            for namespace, name, id, kind, promised in rows
+        ]
 
     @contextlib.contextmanager
     def _entry(self, name: str) -> Iterator[Info]:
