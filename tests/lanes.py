@@ -19,6 +19,7 @@ from pathlib import Path
 
 Probe = Callable[[Path], str]
 
+PROMTOOL = Path(__file__).parents[1] / ".cache/promtool"
 GUEST = "LAYERLIMIT_GUEST"  # set in the environment of a run inside the virtual machine (tests/vm)
 
 _NR_FSOPEN, _NR_FSCONFIG = 430, 431  # the same on every architecture
@@ -186,7 +187,7 @@ _PROBES: dict[str, Probe] = {
     "debootstrap": _program("debootstrap", "--version"),
     "go": _go,
     "engines": _engines,
-    "promtool": _program("promtool", "--version"),
+    "promtool": _program(str(PROMTOOL), "--version"),
     "systemd_analyze": _program("systemd-analyze", "--version"),
 }
 

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from layerlimit import Limit, Store
 from layerlimit.daemon.observe import observe
 from tests.driver.test_limited import hurt
+from tests.lanes import PROMTOOL
 
 MIB = 1 << 20
 PACKAGING = Path(__file__).parents[2] / "packaging"
@@ -115,7 +116,7 @@ def test_the_panels_do_not_overlap() -> None:
 @pytest.mark.lane("promtool")
 def test_prometheus_accepts_the_rules() -> None:
     done = subprocess.run(
-        ["promtool", "check", "rules", str(RULES)], check=False, capture_output=True, text=True
+        [PROMTOOL, "check", "rules", str(RULES)], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -164,7 +165,5 @@ def test_the_alerts_fire(tmp_path: Path) -> None:
     }
     path = tmp_path / "tests.yaml"
     path.write_text(yaml.safe_dump(tests))
-    done = subprocess.run(
-        ["promtool", "test", "rules", str(path)], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([PROMTOOL, "test", "rules", str(path)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
