@@ -319,7 +319,8 @@ class Driver:
             self._holds.begin_engine(key)
             try:
                 mounts = self._union.mounts(self._mounter.stack(layer, key, held, view=read_only))
-                self._holds.set_engine(key, True)
+                if not before:
+                    self._holds.set_engine(key, True)
                 return mounts
             except BaseException:
                 self._holds.set_engine(key, before)
@@ -384,7 +385,7 @@ class Driver:
 
     def is_empty(self, id: str) -> bool:
         """Whether nothing was ever written to the layer."""
-        if self._layer(id).record is not None:
+        if self._records.load(check_id(id)).record is not None:
             return self.usage(id) == Usage(0, 0)
         try:
             return not os.listdir(self._layout.diff(id))
@@ -417,16 +418,26 @@ class Driver:
         """Whether the layer is mounted, held and healthy."""
         with self._locks.hold(check_id(id)):
             layer = self._records.load(id)
-            keys = (id, id + VIEW)
             health = Health("ok") if layer.record is None else self._limiter.health(id)
             recovered = () if layer.record is None else tuple(self._limiter.recovered(id))
+            holds, processes = self._users(id)
             return State(
-                mounted=any(self._mounter.is_mounted(layer, key) for key in keys),
-                holds=sum(self._mounter.count(key) for key in keys),
-                processes=sum(self._holds.live_processes(key) for key in keys),
+                mounted=any(self._mounter.is_mounted(layer, key) for key in (id, id + VIEW)),
+                holds=holds,
+                processes=processes,
                 health=health,
                 recovered=recovered,
             )
+
+    def users(self, id: str) -> tuple[int, int]:
+        """How many persistent and process holds the layer has; NotFound, Corrupt."""
+        with self._locks.hold(check_id(id)):
+            self._records.load(id)
+            return self._users(id)
+
+    def _users(self, id: str) -> tuple[int, int]:
+        keys = (id, id + VIEW)
+        return sum(map(self._mounter.count, keys)), sum(map(self._holds.live_processes, keys))
 
     def inspect_image(self, id: str, *, deep: bool = False) -> list[tuple[str, str]]:
         """What is not as it should be with a limited layer, as stable codes and sentences; [] when unlimited.
@@ -469,9 +480,6 @@ class Driver:
             record = self._records.record(id)
             return record is not None and record.limit.ephemeral
         return False
-
-    def _layer(self, id: str) -> Layer:
-        return self._records.load(check_id(id))
 
     # -- limits ------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Who uses a mount: ``holds/<key>/``, where a key is a layer's id or ``<id>@ro`` for its read-only view.
 
     count            persistent holds (get/put): "<boot id> <number>"
-    engine           handed out by mounts(): "<boot id>"; "starting" while its images are being attached
+    engine           handed out by mounts(): "<boot id>"
     process.<random> one per process hold: a file whose flock dies with its process
     child.<key>      a mounted descendant that needs this layer's image: "<boot id>"
 
@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
+from layerlimit.linux import files
 from layerlimit.linux.files import try_flock
 
 
@@ -79,8 +80,7 @@ class Holds:
 
     def begin_engine(self, key: str) -> None:
         """Have a sweep look at this key, should we die before :meth:`set_engine`; counts as no hold."""
-        if not self.of_engine(key):
-            self._write(key, "engine", "starting")
+        self._make(key)
 
     def set_engine(self, key: str, held: bool) -> None:
         """Record that an engine was given the mounts, or gave them up."""
@@ -105,7 +105,7 @@ class Holds:
 
     def has_child(self, key: str, child: str) -> bool:
         """Whether the mount ``child`` is recorded to need this layer."""
-        return (self._directory / key / f"child.{child}").exists()
+        return os.path.exists(f"{self._directory}/{key}/child.{child}")
 
     def needed_by_child(self, key: str, is_up: Callable[[str], bool]) -> bool:
         """Whether a descendant that is up needs this layer; records of others met on the way are removed."""
@@ -153,26 +153,31 @@ class Holds:
 
     def _names(self, key: str, prefix: str) -> list[str]:
         try:
-            return [name for name in os.listdir(self._directory / key) if name.startswith(prefix)]
+            return [name for name in os.listdir(f"{self._directory}/{key}") if name.startswith(prefix)]
         except FileNotFoundError:
             return []
 
     def _make(self, key: str) -> None:
-        (self._directory / key).mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{self._directory}/{key}", 0o700)
 
     def _read(self, key: str, name: str) -> str:
         try:
-            return (self._directory / key / name).read_text()
+            return files.read_whole(f"{self._directory}/{key}/{name}").decode(errors="replace")
         except FileNotFoundError:
             return ""
 
     def _write(self, key: str, name: str, text: str) -> None:
-        path = self._directory / key / name
+        path = f"{self._directory}/{key}/{name}"
         if not text:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             return
         self._make(key)
-        new = path.with_name(f"new.{name}")
-        new.write_text(text)
+        new = f"{self._directory}/{key}/new.{name}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
         os.rename(new, path)

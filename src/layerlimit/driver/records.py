@@ -108,7 +108,7 @@ class Records:
     def chain(self, id: str) -> tuple[str, ...]:
         """The ancestors of ``id``, nearest first; NotFound when it is no layer."""
         try:
-            lines = (self._layout.layers / id).read_text(encoding="ascii").split("\n")
+            lines = files.read_whole(f"{self._layout.root}/layers/{id}").decode("ascii").split("\n")
         except (FileNotFoundError, IsADirectoryError) as error:
             raise NotFound(
                 f"there is no layer {id}",
@@ -132,8 +132,7 @@ class Records:
         """How ``id`` is limited, None when it is not. A record that is missing or false is Corrupt."""
         image = f"{self._layout.root}/containers_quota/{id}.ext4"
         try:
-            with open(f"{self._layout.root}/meta/{id}", "rb", buffering=0) as file:
-                raw = file.read()
+            raw = files.read_whole(f"{self._layout.root}/meta/{id}")
         except FileNotFoundError as error:
             if self._layout.go:
                 return _record_of_go(image)

@@ -38,11 +38,12 @@ class Removal:
 
     def discard(self, id: str) -> Path:
         """Move an unmounted layer to the trash, durably; the caller holds its lock and then deletes."""
-        entry = self._entry(id)
         try:
+            entry = self._entry(id)
             os.rename(self._layout.layers / id, entry / "layers")
-            files.sync_directory(self._layout.layers)
-            files.sync_directory(entry)
+            # The new name first. Most file systems write all three in one go: the other calls find it done.
+            for directory in (self._layout.trash, entry, self._layout.layers):
+                files.sync_directory(directory)
             self.move_pieces(id, entry)
         except OSError as error:
             raise from_os_error(error, f"remove layer {id}") from error
@@ -51,7 +52,6 @@ class Removal:
     def _entry(self, id: str) -> Path:
         entry = self._layout.trash / f"{id}.{secrets.token_hex(4)}"
         entry.mkdir(mode=0o700)
-        files.sync_directory(self._layout.trash)
         return entry
 
     def move_pieces(self, id: str, entry: Path) -> None:
@@ -183,6 +183,10 @@ def _empty(directory: int, top: int) -> list[str]:
 
 def _take_out(directory: int, name: str, top: int, new: str) -> bool:
     """Unlink a file, or move a directory to its ``new`` name; whether there is something of that name now."""
+    if new:
+        with contextlib.suppress(OSError):  # most are empty
+            os.rmdir(name, dir_fd=directory)
+            return False
     for forced in (False, True):
         try:
             if new:

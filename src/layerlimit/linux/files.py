@@ -31,6 +31,7 @@ _FLOCK = struct.Struct("=hh4xqqi4x")  # struct flock of x86-64, arm64 and every 
 _fallocate = libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _RENAME_EXCHANGE = 2
+_SMALL = 1 << 14
 _renameat2 = libc.renameat2
 _renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 _syncfs = libc.syncfs
@@ -78,6 +79,18 @@ def _copy_extent(source: int, target: int, start: int, end: int) -> None:
 def allocate(fd: int, size: int, path: Path) -> None:
     """Allocate the first ``size`` bytes on disk, keeping what is there (fallocate, mode 0)."""
     check(_fallocate(fd, 0, 0, size), "fallocate", path)
+
+
+def read_whole(path: str | Path) -> bytes:
+    """What is in a small file, in few calls."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.read(fd, _SMALL)
+        while len(content) % _SMALL == 0 and (more := os.read(fd, _SMALL)):
+            content += more
+        return content
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:

@@ -92,6 +92,7 @@ class Database:
         self._local = threading.local()
         self._all: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
+        self._turn = threading.Lock()  # SQLite has waiters sleep and try again; threads of ours queue instead
         try:
             with self._typed():
                 self._migrate(self.connection(), exists)
@@ -157,7 +158,7 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One write transaction: durable when the block ends, undone when it raises."""
-        with self._typed():
+        with self._typed(), self._turn:
             connection = self.connection()
             connection.execute("BEGIN IMMEDIATE")
             try:

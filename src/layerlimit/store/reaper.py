@@ -53,11 +53,7 @@ class Reaper:
 
         Not ``everywhere`` is what was put into the trash; layers without a row take a look at all layers.
         """
-        notes: list[str] = []
-        for id in self._queued():
-            with self._locks.attempt(id) as held:
-                if held is not None:
-                    notes.extend(self._finish(id))
+        notes = self._empty_trash()
         for id in self._resizing():
             with self._locks.attempt(id) as held:
                 if held is not None:
@@ -96,7 +92,8 @@ class Reaper:
             if db.execute("SELECT 1 FROM entry WHERE id = ?", (id,)).fetchone() is not None:
                 return
             db.execute("INSERT OR IGNORE INTO trash VALUES (?)", (id,))
-        self._finish(id)
+        self._delete(id)
+        self._forget([id])
 
     def _resizing(self) -> list[str]:
         with self._database.reading() as db:
@@ -124,21 +121,41 @@ class Reaper:
             )
             db.execute("DELETE FROM resizing WHERE id = ?", (id,))
 
-    def _finish(self, id: str) -> list[str]:
-        with self._database.reading() as db:
-            if db.execute("SELECT 1 FROM trash WHERE id = ?", (id,)).fetchone() is None:
-                return []  # an import that came to its end after we looked, or another reaper's work
+    def _empty_trash(self) -> list[str]:
+        notes = []
+        deleted = []
+        for id in self._queued():
+            with self._locks.attempt(id) as held:
+                if held is not None and self._is_trash(id):
+                    try:
+                        self._delete(id)
+                        deleted.append(id)
+                    except Error as error:
+                        notes.append(f"{id} is removed but cannot be deleted yet: {error.message}")
         try:
-            self._reserve.through(lambda: self._delete(id), frees=True)
+            self._forget(deleted)
         except Error as error:
-            return [f"{id} is removed but cannot be deleted yet: {error.message}"]
-        return []
+            notes.append(f"{', '.join(deleted)} cannot be taken out of the trash yet: {error.message}")
+        return notes
+
+    def _is_trash(self, id: str) -> bool:
+        """Not an import that came to its end after we looked, or another reaper's work."""
+        with self._database.reading() as db:
+            return db.execute("SELECT 1 FROM trash WHERE id = ?", (id,)).fetchone() is not None
 
     def _delete(self, id: str) -> None:
         with contextlib.suppress(NotFound):
-            self._driver.remove(id)
-        with self._database.writing() as db:
-            db.execute("DELETE FROM trash WHERE id = ?", (id,))
+            self._reserve.through(lambda: self._driver.remove(id), frees=True)
+
+    def _forget(self, ids: list[str]) -> None:
+        """Take layers that are deleted out of the trash: in one transaction, as each waits for the disk."""
+
+        def forget() -> None:
+            with self._database.writing() as db:
+                db.executemany("DELETE FROM trash WHERE id = ?", [(id,) for id in ids])
+
+        if ids:
+            self._reserve.through(forget, frees=True)
 
     def _orphans(self) -> set[str]:
         """Layers that a store made and that have no row; those another program made are not ours."""

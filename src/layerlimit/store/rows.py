@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
+import base64
+import os
 import sqlite3
 from collections.abc import Mapping
 
 from layerlimit.errors import Busy
 from layerlimit.store.entry import Info, Kind
 
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 COLUMNS = (
     "entry.namespace, entry.name, entry.id, entry.kind, coalesce(above.name, '') AS parent, entry.created,"
     " entry.updated, entry.used_bytes, entry.used_inodes, entry.durable, entry.diff_id, entry.promised"
@@ -19,7 +19,7 @@ FROM = "FROM entry LEFT JOIN entry AS above ON above.id = entry.parent"
 
 def new_id() -> str:
     """A short id: 128 of them fit the page of options that engines mount with."""
-    return "s" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+    return "s" + base64.b32encode(os.urandom(5)).decode().lower()
 
 
 def to_info(row: sqlite3.Row, labels: dict[str, str]) -> Info:

@@ -278,8 +278,7 @@ class Store(Reading):
     def _commit(self, info: Info, new: str, labels: Mapping[str, str], durable: bool, synced: bool) -> Info:
         with self.database.reading() as db:
             self._refuse_name(db, new)
-        state = self.driver.state(info.id)
-        if state.holds or state.processes:
+        if any(self.driver.users(info.id)):
             raise Busy(f"layer {info.name!r} is mounted", hint="unmount it first", code="layer.held")
         if durable and not synced:
             self.driver.sync(info.id)
@@ -413,8 +412,7 @@ class Store(Reading):
 
     def _require_unmounted(self, info: Info) -> None:
         """Give up what an engine was handed out, and raise Busy when anybody still sees the layer."""
-        state = self.driver.state(info.id)
-        if state.holds or state.processes:
+        if any(self.driver.users(info.id)):
             users = ["a hold"]
         else:
             self.driver.release(info.id)
@@ -442,9 +440,9 @@ class Store(Reading):
     def _give_up_holds(self, info: Info, force: bool) -> None:
         """Make sure that nobody holds the layer. A damaged one cannot be held, and can be removed."""
         try:
-            state = self.driver.state(info.id)
-            if force and not state.processes:
-                for _ in range(state.holds):
+            holds, processes = self.driver.users(info.id)
+            if force and not processes:
+                for _ in range(holds):
                     self.driver.put(info.id)
                 self.driver.release(info.id)
                 return
@@ -452,11 +450,11 @@ class Store(Reading):
             raise
         except Error:
             return
-        if state.processes:
+        if processes:
             raise Busy(
                 f"layer {info.name!r} is in use by a running process", hint="end it first", code="layer.held"
             )
-        if state.holds:
+        if holds:
             raise Busy(
                 f"layer {info.name!r} is mounted",
                 hint=f"undo it with 'layerlimit umount {info.name}', or use --force",
