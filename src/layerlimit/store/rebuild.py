@@ -18,7 +18,7 @@ from typing import Any
 
 from layerlimit.driver import Driver
 from layerlimit.driver.layout import read_format
-from layerlimit.errors import Corrupt, from_os_error
+from layerlimit.errors import Busy, Corrupt, Error, from_os_error
 from layerlimit.linux import files
 from layerlimit.store.check import Finding
 from layerlimit.store.database import DAMAGED, Database
@@ -80,15 +80,17 @@ def rebuild(root: str | os.PathLike[str]) -> tuple[int, int]:
 def _rebuild(driver: Driver) -> tuple[int, int]:
     old, new, rebuilt = (driver.root / name for name in ("store.db", "store.db.new", "store.db.rebuilt"))
     source = old if old.exists() or not rebuilt.exists() else rebuilt
-    for suffix in ("", "-wal", "-shm"):
-        new.with_name(new.name + suffix).unlink(missing_ok=True)
+    _unlink(new, "", "-wal", "-shm")
     entries, labels = _read_what_is_left(source)
     database = Database(new)
     try:
         kept = _restore(driver, database, entries, labels)
         named = take_in(driver, database)
+        _fold(database)
     finally:
-        database.close()  # the last connection: what the WAL has is in the file now
+        database.close()
+    for path in (new, rebuilt):  # what a failed close leaves
+        _unlink(path, "-wal", "-shm")
     os.rename(new, rebuilt)
     files.sync_directory(driver.root)
     for name in _FILES:
@@ -100,6 +102,21 @@ def _rebuild(driver: Driver) -> tuple[int, int]:
     if found is not None and not found.store:
         mark(driver.root, found)
     return kept, len(named)
+
+
+def _unlink(database: Path, *suffixes: str) -> None:
+    for suffix in suffixes:
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+
+
+def _fold(database: Database) -> None:
+    """Have all of a database in its one file, durably. Closing it does that too, but keeps errors secret."""
+    try:
+        (busy, *_) = database.connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        raise Error(f"cannot write {database.path}: {error}", code="store.database") from error
+    if busy:
+        raise Busy(f"{database.path} is in use", hint="end what reads it and try again")
 
 
 def _read_what_is_left(path: Path) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
