@@ -57,13 +57,15 @@ def mounts_below(directory: Path) -> list[Path]:
 def loops_below(directory: Path) -> list[str]:
     """The loop devices (``/dev/loop7``) whose backing file is or was below ``directory``."""
     devices = []
-    for entry in Path("/sys/block").glob("loop*"):
+    for name in os.listdir("/sys/block"):  # a machine may have a thousand
+        if not name.startswith("loop") or not os.access(f"/sys/block/{name}/loop", os.F_OK):
+            continue
         try:
-            backing = (entry / "loop/backing_file").read_bytes()
+            backing = Path(f"/sys/block/{name}/loop/backing_file").read_bytes()
         except OSError:
-            continue  # detached, perhaps this very moment
+            continue  # detached this very moment
         if backing.startswith(os.fsencode(directory) + b"/"):
-            devices.append(f"/dev/{entry.name}")
+            devices.append(f"/dev/{name}")
     return devices
 
 
