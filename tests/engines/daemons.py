@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -315,6 +316,14 @@ class Docker:
         if number == signal.SIGKILL:
             (self.island.directory / "docker.pid").unlink(missing_ok=True)
         self.start()
+
+
+def unused_port() -> int:
+    """A port of the loopback interface that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def registry(island: Island, port: int) -> Daemon:

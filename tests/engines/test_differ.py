@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from tests.engines import image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, Containerd, Snapshotter, registry
+from tests.engines.daemons import CURRENT, Containerd, Snapshotter, registry, unused_port
 from tests.engines.inside import MIB
 
 pytestmark = pytest.mark.lane("engines")
@@ -45,9 +44,7 @@ def load(world: World, archive: Path, snapshotter: str, *options: str) -> None:
 
 def pull(world: World, archive: Path) -> str:
     """Pulls the test image from a registry; its name there."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = unused_port()
     serving = registry(world.engine.island, port)
     name = f"127.0.0.1:{port}/test:1"
     load(world, archive, "overlayfs")

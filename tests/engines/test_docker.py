@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +143,13 @@ def test_classic_build(world: World) -> None:
     world.docker("rmi", "localhost/built:1")
 
 
-def test_restarts_of_daemons_disturb_no_container(world: World) -> None:
+def test_ends_of_daemons_disturb_no_container(world: World) -> None:
     name = run(world, "living", "--storage-opt", "size=24m")
     world.sh(name, "echo before >/before; sync")
     started = world.docker("inspect", "--format={{.State.StartedAt}}", name).stdout
     world.docker.restart()
-    world.layerlimit.restart()
+    world.docker.restart(signal.SIGKILL)
+    world.layerlimit.restart(signal.SIGKILL)
     world.containerd.restart()
     awaited("dockerd to find containerd again", lambda: world.sh(name, "cat /before") == "before\n")
     assert world.docker("inspect", "--format={{.State.StartedAt}}", name).stdout == started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,16 @@ import pytest
 
 from tests.engines import image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, DEBIANS, Containerd, Release, Snapshotter
+from tests.engines.daemons import (
+    CURRENT,
+    DEBIANS,
+    Containerd,
+    Docker,
+    Release,
+    Snapshotter,
+    registry,
+    unused_port,
+)
 from tests.engines.inside import MIB
 from tests.engines.island import awaited
 
@@ -22,6 +31,7 @@ pytestmark = pytest.mark.lane("engines")
 
 NAME = "layerlimit"
 LAYERS = 12
+LARGE = 96 * MIB
 
 
 @pytest.fixture(params=[DEBIANS, CURRENT], ids=lambda release: release.name)
@@ -87,7 +97,7 @@ def test_unpacking_is_finished_later(world: tuple[Containerd, Snapshotter], tmp_
     data = [(f"data{number}", os.urandom(MIB), 0o644) for number in range(LAYERS)]
     layers = [*image.busybox_layers(), *(image.layer(file) for file in data)]
     archive = image.archive(tmp_path / "many.tar", image.TEST_IMAGE, layers)
-    for made in (1, 4, 8):
+    for made in (1, 8):
         with killed_after(layerlimit, made):
             done = engine.ctr("images", "import", "--snapshotter", NAME, archive, check=False)
         assert done.returncode != 0, done.stdout
@@ -98,4 +108,101 @@ def test_unpacking_is_finished_later(world: tuple[Containerd, Snapshotter], tmp_
     said = engine.run("whole", image.TEST_IMAGE, "/bin/sh", "-c", script, snapshotter=NAME)
     assert said.stdout.split() == [str(MIB), "kept"], said.stderr
     engine.ctr("images", "rm", "--sync", image.TEST_IMAGE)
+    is_clean(engine, layerlimit)
+
+
+# -- in the middle of a layer, which our differ unpacks -------------------------------------------------
+
+
+@pytest.fixture
+def unpacking(land: Land) -> Iterator[tuple[Containerd, Snapshotter]]:
+    with land() as ground:
+        containerd = Containerd(ground, CURRENT, (NAME,), ground.directory / "layerlimit.sock", differ=True)
+        options = ("--containerd", containerd.address, "--docker-root", ground.directory / "docker")
+        layerlimit = Snapshotter(ground, (f"{NAME}=16MiB",), options).start()
+        yield containerd.start(), layerlimit
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image whose last layer takes a while to unpack, although it is soon packed and read."""
+    layers = [*image.busybox_layers(), image.layer(("large", bytes(LARGE), 0o644))]
+    return image.archive(tmp_path_factory.mktemp("images") / "large.tar", image.TEST_IMAGE, layers)
+
+
+def kill_in_apply(
+    layerlimit: Snapshotter, unpack: Callable[[], object], forget: Callable[[], object]
+) -> None:
+    """Has the daemon killed while its differ extracts the large file, and a new one started."""
+    for _ in range(10):
+        before = layerlimit.calls("Apply")
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(unpack)
+            awaited("the last layer", lambda: [*layerlimit.root.glob("diff/*/large")], seconds=20)
+            layerlimit.daemon.end(signal.SIGKILL)
+            running.result()
+        layerlimit.start()
+        if layerlimit.calls("Apply") == before + 2:
+            return  # the large layer's was not answered
+        forget()
+    raise AssertionError("it was never killed in the middle")
+
+
+def holds_all(said: str) -> bool:
+    return said.split() == [str(LARGE), "kept", "new"]
+
+
+LOOK = "stat -c %s /large; ls /old; cat /new"
+
+
+@pytest.mark.parametrize("way", [pytest.param("client", marks=pytest.mark.long), "transfer"])
+def test_a_layer_half_unpacked_is_unpacked_anew(
+    unpacking: tuple[Containerd, Snapshotter], large: Path, way: str
+) -> None:
+    engine, layerlimit = unpacking
+    line: list[str | Path] = ["images", "import", "--snapshotter", NAME]
+    line += ["--local"] if way == "client" else []
+
+    def forget() -> None:
+        engine.ctr("images", "rm", "--sync", image.TEST_IMAGE, check=False)
+        awaited("the snapshots to go", lambda: not engine.snapshots(NAME))
+
+    kill_in_apply(layerlimit, lambda: engine.ctr(*line, large, check=False), forget)
+    engine.reach(NAME)
+    engine.ctr(*line, large)
+    said = engine.run("whole", image.TEST_IMAGE, "/bin/sh", "-c", LOOK, snapshotter=NAME)
+    assert holds_all(said.stdout), said.stderr
+    forget()
+    is_clean(engine, layerlimit)
+
+
+@pytest.mark.parametrize("way", [pytest.param("load", marks=pytest.mark.long), "pull"])
+def test_docker_unpacks_it_anew(unpacking: tuple[Containerd, Snapshotter], large: Path, way: str) -> None:
+    engine, layerlimit = unpacking
+    docker = Docker(engine.island, engine, NAME).start()
+    line: list[str | Path] = ["load", "--input", large]
+    name = image.TEST_IMAGE
+    if way == "pull":
+        port = unused_port()
+        registry(engine.island, port)
+        name = f"127.0.0.1:{port}/test:1"
+        docker(*line)
+        docker("tag", image.TEST_IMAGE, name)
+        docker("push", name)
+        docker("rmi", name, image.TEST_IMAGE)
+        line = ["pull", name]
+
+    def forget() -> None:
+        docker("rmi", name, check=False)
+        awaited("the layers to go", lambda: not [*layerlimit.root.glob("diff/*/large")])
+
+    forget()
+    kill_in_apply(layerlimit, lambda: docker(*line, check=False), forget)
+    engine.reach(NAME)
+    docker(*line)
+    limited = ("--network=none", "--storage-opt", "size=12m")
+    said = docker("run", "--rm", *limited, name, "sh", "-c", LOOK)
+    assert holds_all(said.stdout), said.stderr
+    assert not [*layerlimit.root.glob("lost/*")]
+    forget()
     is_clean(engine, layerlimit)
