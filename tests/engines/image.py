@@ -7,8 +7,16 @@ import hashlib
 import io
 import json
 import platform
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 BUSYBOX = Path("/bin/busybox")
 TEST_IMAGE = "localhost/test:1"
@@ -18,6 +26,11 @@ APPLETS = (
     *("rm", "sed", "sleep", "stat", "sync", "touch", "true"),
 )
 
+Compression = Literal["gzip", "zstd"]
+_PACK: dict[Compression, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
+    "zstd": zstd.compress,
+}
 _OCI = "application/vnd.oci.image"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -80,6 +93,7 @@ def archive(
     *,
     command: tuple[str, ...] = ("/bin/sh",),
     annotations: dict[str, str] | None = None,
+    compression: Compression = "gzip",
 ) -> Path:
     """Writes an image to ``path``; ``annotations`` stand on every layer's descriptor."""
     blobs: dict[str, bytes] = {}
@@ -90,7 +104,7 @@ def archive(
         return {"mediaType": f"{_OCI}.{media}", "digest": f"sha256:{digest}", "size": len(data), **more}
 
     noted = {"annotations": annotations} if annotations else {}
-    packed = [blob("layer.v1.tar+gzip", gzip.compress(data, 1, mtime=0), **noted) for data in layers]
+    packed = [blob(f"layer.v1.tar+{compression}", _PACK[compression](data), **noted) for data in layers]
     config = {
         "architecture": _MACHINES[platform.machine()],
         "os": "linux",
