@@ -42,6 +42,12 @@ class Locks:
         self._path = path
         self.on_failure: Callable[[], object] | None = None  # called when an operation met an error
 
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(error, f"open {self._path}") from error
+
     @contextlib.contextmanager
     def hold(self, *ids: str) -> Iterator[Held]:
         """Lock these layers for one operation; others on the same layers wait.
@@ -49,7 +55,7 @@ class Locks:
         An OSError that the operation let through leaves here as a typed error.
         """
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            fd = self._open()
             try:
                 lock_ranges(fd, [_ROOT], exclusive=False)
                 held = Held(fd)
@@ -73,7 +79,7 @@ class Locks:
     @contextlib.contextmanager
     def attempt(self, id: str) -> Iterator[Held | None]:
         """Lock a layer if nobody has it; yields None when somebody does."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        fd = self._open()
         try:
             free = lock_ranges(fd, [_ROOT], exclusive=False, wait=False)
             free = free and lock_ranges(fd, [_offset(id)], exclusive=True, wait=False)
@@ -84,7 +90,7 @@ class Locks:
     @contextlib.contextmanager
     def everything(self) -> Iterator[None]:
         """Lock the whole root: nobody else does anything meanwhile."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        fd = self._open()
         try:
             lock_ranges(fd, [_ROOT], exclusive=True)
             yield
