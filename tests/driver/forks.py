@@ -2,7 +2,8 @@
 
 Requests and answers are lines of JSON on stdin and stdout: a request with ``operation`` is answered by the
 pid of the victim, which is stopped soon after; ``{wait: pid}`` is answered by its status, once it has ended
-or stopped again. A victim that lives writes how it went to the file that its request calls ``said``.
+or stopped again. A victim that lives writes how it went to the file that its request calls ``said``; one
+that failed does the same once more before that, if its request has ``again``.
 """
 
 from __future__ import annotations
@@ -25,17 +26,27 @@ Ready = Callable[[dict[str, Any]], Callable[[], None]]
 def _act(request: dict[str, Any], ready: Ready) -> None:
     operation = ready(request)
     os.kill(os.getpid(), signal.SIGSTOP)
-    answer: dict[str, Any] = {"result": "ok", "typed": True}
+    answer = _attempt(operation)
+    os.sched_yield()  # the end of the operation, for the trace
+    if request.get("again") and answer["result"] != "ok":
+        second = _attempt(operation)
+        answer["again"] = second.get("message", "ok")
+    said = Path(request["said"])
+    said.with_suffix(".new").write_text(json.dumps(answer))
+    said.with_suffix(".new").rename(said)
+
+
+def _attempt(operation: Callable[[], None]) -> dict[str, Any]:
     try:
         operation()
     except Exception as error:
         trace = "".join(traceback.format_exception(error)[-12:])
-        message = f"{error}\n{trace}"
-        answer = {"result": type(error).__name__, "message": message, "typed": isinstance(error, Error)}
-    os.sched_yield()  # the end of the operation, for the trace
-    said = Path(request["said"])
-    said.with_suffix(".new").write_text(json.dumps(answer))
-    said.with_suffix(".new").rename(said)
+        return {
+            "result": type(error).__name__,
+            "message": f"{error}\n{trace}",
+            "typed": isinstance(error, Error),
+        }
+    return {"result": "ok", "typed": True}
 
 
 def serve(ready: Ready) -> None:

@@ -107,13 +107,17 @@ def parse(raw: str) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a victim ended: ``result`` is "ok", the name of an error's class, or "" when it was killed."""
+    """How a victim ended: ``result`` is "ok", the name of an error's class, or "" when it was killed.
+
+    ``again`` is "ok" or what was wrong when it failed and did the same once more, being asked to.
+    """
 
     result: str
     message: str
     typed: bool
     trace: Trace
     log: str
+    again: str = ""
 
 
 class Victims:
@@ -147,16 +151,18 @@ class Victims:
         operation: str,
         *arguments: Any,
         inject: str = "",
+        again: bool = False,
         meanwhile: Callable[[], object] | None = None,
     ) -> Outcome:
         """Run ``operation(driver, *arguments)`` of the module under strace; ``inject`` is its expression.
 
-        ``meanwhile`` is called when it has stopped at an injected SIGSTOP, and then it goes on.
+        ``again``: if it fails, it is done once more. ``meanwhile`` is called when it has stopped at an
+        injected SIGSTOP, and then it goes on.
         """
         log = self._scratch / "strace.log"
         said = self._scratch / "said.json"
         said.unlink(missing_ok=True)
-        pid = self._ask(root=str(root), operation=operation, arguments=arguments, said=str(said))
+        pid = self._ask(root=str(root), operation=operation, arguments=arguments, said=str(said), again=again)
         _wait(lambda: _state(pid) == "T", f"victim {pid} to stop")
         # Not -f: an injection counts calls per thread, and a program that the victim starts would be hit too.
         command = ["strace", "-s", "100", "-e", "raw=ioctl", "-e", "signal=none", "-o", str(log)]
@@ -188,15 +194,19 @@ class Victims:
             answer.get("typed", False),
             parse(raw),
             raw,
+            answer.get("again", ""),
         )
 
     def kill_at(self, step: Step, root: Path, operation: str, *arguments: Any) -> Outcome:
         """Run the operation and kill the process at the entry of ``step``."""
         return self.run(root, operation, *arguments, inject=f"{step.call}:signal=KILL:when={step.number}")
 
-    def fail_at(self, step: Step, error: str, root: Path, operation: str, *arguments: Any) -> Outcome:
+    def fail_at(
+        self, step: Step, error: str, root: Path, operation: str, *arguments: Any, again: bool = False
+    ) -> Outcome:
         """Run the operation and have the kernel answer ``error`` instead of doing ``step``."""
-        return self.run(root, operation, *arguments, inject=f"{step.call}:error={error}:when={step.number}")
+        inject = f"{step.call}:error={error}:when={step.number}"
+        return self.run(root, operation, *arguments, inject=inject, again=again)
 
     def stop_at(
         self, step: Step, meanwhile: Callable[[], object], root: Path, operation: str, *arguments: Any

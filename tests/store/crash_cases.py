@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def make(store: Store, name: str) -> None:
         "plain": ("base", 0, False),
         "web": ("base", SMALL, False),  # limited
         "lim": ("base", SMALL, True),  # limited and a parent
+        "wide": ("base", LARGE, False),
         "heir": ("lim", SMALL, False),
         "doomed": ("lim", SMALL, False),
     }[name]
@@ -61,10 +63,18 @@ def mounted(name: str) -> Callable[[Store], None]:
 
 
 def left_over(store: Store) -> None:
-    """What dead processes leave: a removed layer that is not deleted, and one that never got its row."""
+    """What a dead process leaves: a removed layer that is not deleted, and one that never got its row."""
     layers("web", "doomed")(store)
-    store.rm("doomed")
-    store.driver.create(new_id(), store.stat("base").id)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            dying = Store(store.root)
+            dying.rm("doomed")
+            dying.driver.create(new_id(), dying.stat("base").id)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def nothing(root: Path) -> None:
@@ -103,6 +113,12 @@ def damaged(root: Path) -> None:
         file.write(b"\xff" * size)
 
 
+def unreadable(root: Path) -> None:
+    """No name can be read from the database."""
+    with (root / "store.db").open("r+b") as file:
+        file.write(b"not a database")
+
+
 def missing(root: Path) -> None:
     (root / "store.db").unlink()
 
@@ -126,6 +142,9 @@ CASES = [
     Case("gc", ("gc",), layers("doomed")),
     Case("resize", ("resize", "web", LARGE), layers("web")),
     Case("resize-mounted", ("resize", "web", LARGE), mounted("web")),
+    Case("resize-less", ("resize", "wide", SMALL), layers("wide")),
+    Case("resize-first", ("resize", "plain", SMALL), layers("plain")),
+    Case("resize-none", ("resize", "heir", 0), layers("heir")),
     Case("rename", ("rename", "lim", "new"), layers("heir")),
     Case("update", ("update", "web"), layers("web")),
     Case("configure", ("configure",)),
@@ -136,6 +155,7 @@ CASES = [
     Case("apply-limited", ("apply", "heir"), layers("heir")),
     Case("repair", ("repair", "ROOT"), layers("heir"), damage=crooked),
     Case("rebuild-damaged", ("repair", "ROOT"), layers("heir"), damage=damaged),
+    Case("rebuild-unreadable", ("repair", "ROOT"), layers("heir"), damage=unreadable),
     Case("rebuild-missing", ("repair", "ROOT"), layers("heir"), damage=missing),
 ]
 BY_NAME = {case.name: case for case in CASES}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
 from layerlimit import Driver, Limit
+from layerlimit.driver.holds import ProcessHold
 from layerlimit.store import Store, database
 from layerlimit.store.reaper import Reaper
 
@@ -18,7 +21,8 @@ class Mutant:
     """A fault in the store: what ``name`` says, made in the process by :meth:`apply`.
 
     ``case`` is the operation whose enumeration catches it; ``by`` how: its ``order`` of steps, a ``kill``, an
-    error (``EIO``), or a ``stop`` while a process with the fault opens the store; ``says`` is in the report.
+    ``error``, one after which the same process does a ``retry``, or a ``stop`` while a process with the fault
+    opens the store; ``says`` is in the report.
     """
 
     name: str
@@ -82,6 +86,19 @@ def _blind(self: Reaper, *_: Any, **__: Any) -> list[str]:
 
 
 _run = Reaper.run
+_close = Driver.close
+
+
+def _close_as_if_done(self: Driver, *, failed: bool = False) -> None:
+    _close(self)
+
+
+def _keep_what_stays(self: ProcessHold) -> None:
+    if self._fd >= 0:
+        os.unlink(self._path)
+        os.close(self._fd)
+        self._fd = -1
+
 
 MUTANTS = {
     mutant.name: mutant
@@ -108,7 +125,7 @@ MUTANTS = {
         Mutant(
             "a failed create is not undone",
             "create-limited",
-            "EIO",
+            "error",
             "has no row",
             Reaper,
             "take_back",
@@ -120,11 +137,38 @@ MUTANTS = {
         Mutant(
             "a failed commit stays in the log",
             "rename",
-            "EIO",
+            "error",
             "not as before",
             database,
             "_overwrite",
             _nothing,
+        ),
+        Mutant(
+            "a failed opening has swept",
+            "open-left-over",
+            "error",
+            "layer.unnamed",
+            Driver,
+            "close",
+            _close_as_if_done,
+        ),
+        Mutant(
+            "a rebuild leaves its log behind",
+            "rebuild-damaged",
+            "error",
+            "<nameless",
+            import_module("layerlimit.store.rebuild"),  # the package's name "rebuild" is a function
+            "_fold",
+            _nothing,
+        ),
+        Mutant(
+            "a hold stays with its file",
+            "apply-plain",
+            "retry",
+            "done again by the same process",
+            ProcessHold,
+            "close",
+            _keep_what_stays,
         ),
     )
 }

@@ -10,7 +10,7 @@ import pytest
 
 from tests.driver.ground import host_disk
 from tests.driver.strace import Victims
-from tests.store.crash import Ground
+from tests.store.crash import Disturb, Ground
 from tests.store.crash_cases import BY_NAME
 from tests.store.mutants import MUTANTS, Mutant
 
@@ -23,7 +23,24 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=lambda mutant: mutant.name.replace(" ", "-"))
+DISTURB: dict[str, Disturb] = {
+    "kill": Ground.kill,
+    "error": partial(Ground.fail, error="EIO"),
+    "retry": partial(Ground.fail_and_retry, error="ENOSPC"),
+}
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(
+            mutant,
+            id=mutant.name.replace(" ", "-"),
+            marks=[] if mutant.by == "order" else [pytest.mark.long],
+        )
+        for mutant in MUTANTS.values()
+    ],
+)
 def test_is_caught(mutant: Mutant, disk: Path, tmp_path: Path) -> None:
     root = disk / mutant.name.replace(" ", "-")
     faulty = [mutant.name] if mutant.by != "stop" else []
@@ -33,10 +50,9 @@ def test_is_caught(mutant: Mutant, disk: Path, tmp_path: Path) -> None:
                 Ground(root, BY_NAME[mutant.case], victims)
             return
         ground = Ground(root, BY_NAME[mutant.case], victims)
-        if mutant.by == "kill":
-            reports = ground.attempt(ground.trace.points(), Ground.kill)
-        elif mutant.by == "stop":
+        if mutant.by == "stop":
             reports = ground.attempt(ground.trace.changes, partial(Ground.interrupt, fault=mutant.apply))
         else:
-            reports = ground.attempt(ground.trace.failing(), partial(Ground.fail, error=mutant.by))
+            steps = ground.trace.points() if mutant.by == "kill" else ground.trace.failing()
+            reports = ground.attempt(steps, DISTURB[mutant.by])
         assert any(mutant.says in report for report in reports), "survived"

@@ -62,7 +62,7 @@ def _rm_and_reap(store: Store, name: str) -> None:
 
 
 def _resize(store: Store, name: str, size: int) -> None:
-    store.resize(name, Limit(size))
+    store.resize(name, _limit(size))
 
 
 def _rename(store: Store, name: str, new: str) -> None:
