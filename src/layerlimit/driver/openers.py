@@ -53,9 +53,9 @@ class Openers:
 
     def _take(self, page: bytes) -> int:
         """Take a byte that is nobody's. Without one, the next opener has to sweep whatever becomes of us."""
-        free = [at for at in range(_HEADER, _SIZE) if not page[at]]
-        for at in random.sample(free, len(free)):  # two that open at once do not try the same ones
-            if self._lock(at):
+        start = random.randrange(_HEADER, _SIZE)  # two that open at once do not try the same ones
+        for at in (*range(start, _SIZE), *range(_HEADER, start)):
+            if not page[at] and self._lock(at):
                 os.pwrite(self._fd, bytes([_OPEN]), at)
                 return at
         os.pwrite(self._fd, bytes(_HEADER), 0)
