@@ -4,6 +4,7 @@
         <random>/lock                flocked while the run lives; the kernel lets go of it at any end
         <random>/tmp                 TMPDIR of the run
         <random>/pytest              pytest's base directory, above each test's tmp_path
+    /sys/fs/cgroup/…/layerlimit-tests-<random>-*     control groups that the run's engines make
 
 Several runs live side by side: nothing here touches a directory whose lock somebody holds.
 ``python -m tests.scratch`` sweeps once.
@@ -25,6 +26,7 @@ from pathlib import Path
 
 BASE = Path("/var/tmp/layerlimit-tests")
 
+_CONTROL_GROUPS = "layerlimit-tests-"
 MNT_DETACH = 2
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 CLONE_NEWNS = 0x20000
@@ -93,9 +95,26 @@ def release(directory: Path) -> None:
         subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
 
 
+def control_group(directory: Path) -> str:
+    """A new name for what engines below ``directory`` make; it goes with the run that the directory is of."""
+    run = directory.relative_to(BASE).parts[0] if directory.is_relative_to(BASE) else "elsewhere"
+    return f"{_CONTROL_GROUPS}{run}-{secrets.token_hex(4)}"
+
+
+def remove_control_groups(name: str) -> None:
+    """Removes the control groups whose name begins so, wherever they are; those with processes stay."""
+    for at, names, _ in os.walk("/sys/fs/cgroup"):  # not a glob, which fails when some vanish under it
+        for top in [each for each in names if each.startswith(name)]:
+            names.remove(top)
+            for path in sorted(Path(at, top).glob("**/"), reverse=True):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+
 def _remove(directory: Path) -> None:
     """Deletes a directory of a run whose lock the caller holds, the lock file last."""
     release(directory)
+    remove_control_groups(f"{_CONTROL_GROUPS}{directory.name}-")
     if mounts_below(directory):
         return  # deleting now would delete through the mount
     for entry in directory.iterdir():

@@ -5,14 +5,14 @@ input to close, which the death of the tests brings about too; with it the kerne
 container inside, the mounts go with the last of them and the loop devices with the mounts. ``/run`` is a file
 system of its own: engines of different islands, and of the machine, never share a socket.
 
-Control groups have no such end. Those of an island are all below one name, and taken away when it closes.
+Control groups have no such end. Those of an island are all below one name, and taken away when it closes; if
+the tests are killed, by the sweep of the next run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -84,7 +84,7 @@ class Island:
 
     directory: Path
     init: int
-    cgroup: str = field(default_factory=lambda: f"layerlimit-tests-{secrets.token_hex(4)}")
+    cgroup: str
     daemons: list[Daemon] = field(default_factory=list)
 
     def _enter(self, *command: str | Path) -> list[str]:
@@ -139,15 +139,6 @@ class Island:
     def loops(self) -> list[str]:
         return scratch.loops_below(self.directory)
 
-    def remove_control_groups(self) -> None:
-        # Not a glob, which fails when groups of others vanish under it.
-        tops = [Path(at, self.cgroup) for at, names, _ in os.walk("/sys/fs/cgroup") if self.cgroup in names]
-        for top in tops:
-            for path in [*sorted(top.glob("**/"), reverse=True)]:
-                # The kernel lets go of the dead in its own time.
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-
 
 @contextmanager
 def island(directory: Path) -> Iterator[Island]:
@@ -161,7 +152,7 @@ def island(directory: Path) -> Iterator[Island]:
         made: Island | None = None
         try:
             assert process.stdout.readline() == b"ready\n"
-            made = Island(directory=directory, init=_child_of(process.pid))
+            made = Island(directory, _child_of(process.pid), scratch.control_group(directory))
             yield made
         finally:
             process.stdin.close()
@@ -169,4 +160,4 @@ def island(directory: Path) -> Iterator[Island]:
             for daemon in made.daemons if made is not None else []:
                 daemon.entering.wait(timeout=30)
             if made is not None:
-                made.remove_control_groups()
+                scratch.remove_control_groups(made.cgroup)

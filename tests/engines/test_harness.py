@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import scratch
 from tests.engines import cri, daemons, image, island
 from tests.engines.conftest import Land
 from tests.engines.daemons import CURRENT, DEBIANS, Containerd, Docker, Release
@@ -29,7 +31,7 @@ def test_nothing_outlives_an_island(tmp_path: Path, archives: dict[str, Path], r
         inside = Path(f"/proc/{made.init}/ns/pid").readlink()
         assert made.mounts()
     assert processes_in(inside) == []
-    assert list(Path("/sys/fs/cgroup").glob(f"**/{made.cgroup}")) == []
+    assert not control_groups(made.cgroup)
 
 
 KILLED = """
@@ -40,17 +42,17 @@ from tests.engines import image
 from tests.engines.daemons import CURRENT, Containerd
 from tests.engines.island import island
 scratch.enter_mount_namespace()
-with island(Path(sys.argv[1])) as made:
+with scratch.run_directory() as run, island(run) as made:
     engine = Containerd(made, CURRENT).start()
-    engine.load(Path(sys.argv[2]), "overlayfs")
+    engine.load(Path(sys.argv[1]), "overlayfs")
     engine.start_container("left", image.TEST_IMAGE, snapshotter="overlayfs")
     print(Path(f"/proc/{made.init}/ns/pid").readlink(), made.cgroup, flush=True)
     time.sleep(300)
 """
 
 
-def test_nothing_outlives_killed_tests(tmp_path: Path, archives: dict[str, Path]) -> None:
-    line: list[str | Path] = [sys.executable, "-c", KILLED, tmp_path, archives["test"]]
+def test_nothing_outlives_killed_tests(archives: dict[str, Path]) -> None:
+    line: list[str | Path] = [sys.executable, "-c", KILLED, archives["test"]]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
@@ -59,7 +61,13 @@ def test_nothing_outlives_killed_tests(tmp_path: Path, archives: dict[str, Path]
         finally:
             process.kill()
     awaited("the island to sink", lambda: processes_in(Path(inside)) == [])
-    island.Island(tmp_path, 0, cgroup).remove_control_groups()
+    assert control_groups(cgroup)
+    scratch.sweep()  # as the next run does
+    assert not control_groups(cgroup)
+
+
+def control_groups(name: str) -> list[str]:
+    return [at for at, names, _ in os.walk("/sys/fs/cgroup") if name in names]
 
 
 def test_docker_and_cri_answer(land: Land, archives: dict[str, Path]) -> None:
