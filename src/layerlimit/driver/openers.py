@@ -17,6 +17,7 @@ import os
 import random
 import weakref
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from layerlimit.driver.holds import boot_id
@@ -54,7 +55,7 @@ class Openers:
     def _take(self, page: bytes) -> int:
         """Take a byte that is nobody's. Without one, the next opener has to sweep whatever becomes of us."""
         start = random.randrange(_HEADER, _SIZE)  # two that open at once do not try the same ones
-        for at in (*range(start, _SIZE), *range(_HEADER, start)):
+        for at in chain(range(start, _SIZE), range(_HEADER, start)):
             if not page[at] and self._lock(at):
                 os.pwrite(self._fd, bytes([_OPEN]), at)
                 return at
