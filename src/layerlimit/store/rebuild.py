@@ -27,6 +27,7 @@ from layerlimit.store.reaper import store_locks
 from layerlimit.store.store import Store
 
 _FILES = ("store.db", "store.db-wal", "store.db-shm")
+_UNREAD = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_BUSY", "SQLITE_NOMEM")
 _ENTRY = "namespace, name, id, kind, created, updated, used_bytes, used_inodes, durable, diff_id, content_id"
 
 
@@ -124,12 +125,26 @@ def _read_what_is_left(path: Path) -> tuple[list[tuple[Any, ...]], list[tuple[An
     entries: list[tuple[Any, ...]] = []
     labels: list[tuple[Any, ...]] = []
     if path.exists():
-        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(sqlite3.connect(path)) as db:
-            with contextlib.suppress(sqlite3.DatabaseError):
+        with _tolerating_damage(path), contextlib.closing(sqlite3.connect(path)) as db:
+            with _tolerating_damage(path):
                 entries.extend(db.execute(f"SELECT {_ENTRY} FROM entry"))
-            with contextlib.suppress(sqlite3.DatabaseError):
+            with _tolerating_damage(path):
                 labels.extend(db.execute("SELECT id, key, value FROM label"))
     return entries, labels
+
+
+@contextlib.contextmanager
+def _tolerating_damage(path: Path) -> Iterator[None]:
+    """What is damaged is passed over. What cannot be read now is an error: its names would be given up."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorname", "").startswith(_UNREAD):
+            raise Error(
+                f"cannot read what {path} still has: {error}",
+                hint="try again; should it stay so, move it away: then layers are named by their ids",
+                code="store.database",
+            ) from error
 
 
 def _restore(
