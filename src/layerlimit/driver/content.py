@@ -15,10 +15,11 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from layerlimit import archive
 from layerlimit.archive import Applied, Change, Form, Limits
+from layerlimit.driver.copying import copy_tree
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import Layout
 from layerlimit.driver.locks import Locks
@@ -28,10 +29,9 @@ from layerlimit.driver.removal import delete_tree
 from layerlimit.errors import Busy, NotSupported, from_os_error
 from layerlimit.limit import ImageLimiter
 from layerlimit.linux import files, xattr
-from layerlimit.union import Union
+from layerlimit.union import Stack, Union
 
-#: For what is in a layer already: only the kernel and the target's limit say no.
-_UNBOUND = Limits(entries=None, ratio=None, xattrs=1 << 20)
+T = TypeVar("T")
 
 
 class Content:
@@ -105,22 +105,38 @@ class Content:
     # -- write -------------------------------------------------------------------------------------
 
     def copy(self, source: str, target: str) -> None:
-        with self._reading(source, below=True) as (layer, live):
+        with self._reading(source, below=False) as (_, live):
             if live:
                 raise Busy(
                     f"layer {source} is in use and cannot be copied",
                     hint="unmount it first",
                     code="layer.held",
                 )
-            upper = self._layout.diff(source)
-            lowers = [self._layout.diff(each) for each in layer.chain]
-            stream = archive.read_stream(upper, form=self._form, lowers=lowers, times="ns", sparse=True)
-            with stream:
-                self.apply(target, stream, limits=_UNBOUND, flat=False, like=upper)
 
-    def apply(
-        self, id: str, stream: BinaryIO, *, limits: Limits, flat: bool, like: Path | None = None
-    ) -> Applied:
+            def fill(stage: Path, _: Stack) -> None:
+                copy_tree(self._layout.diff(source), stage)
+                files.sync_file_system(stage)
+
+            self._fill(target, fill, f"copy layer {source}")
+
+    def apply(self, id: str, stream: BinaryIO, *, limits: Limits, flat: bool) -> Applied:
+        def fill(stage: Path, stack: Stack) -> Applied:
+            assert stack.upper is not None
+            owner = os.stat(stack.upper)
+            _link_tree(stack.upper, stage)
+            return archive.apply(
+                stream,
+                stage,
+                form=Form.FLAT if flat else self._form,
+                lowers=stack.lowers,
+                owner=(owner.st_uid, owner.st_gid),
+                limits=limits,
+            )
+
+        return self._fill(id, fill, f"apply a diff to layer {id}")
+
+    def _fill(self, id: str, fill: Callable[[Path, Stack], T], doing: str) -> T:
+        """Let what ``fill`` makes durably at a path be the layer's directory, in one step."""
         with self._locks.hold(id) as held:
             layer = self._records.load(id)
             if any(self._mounter.is_held(key) for key in self._users(id)):
@@ -141,13 +157,11 @@ class Content:
                 undo.enter_context(self._holds.of_process(id))
                 key = f"{id}{VIEW}"  # what the ancestors are held for meanwhile
                 stack = self._mounter.stack(layer, key, held)
-                upper, work = stack.upper, stack.work
-                assert upper is not None
+                work = stack.work
                 if work is None:
                     work = self._layout.work(id)
                     work.mkdir(mode=0o711, exist_ok=True)
-                form = Form.FLAT if flat else self._form
-                return self._replace(layer, upper, work / STAGE, stream, stack.lowers, form, limits, like)
+                return self._replace(layer, stack, work / STAGE, fill, doing)
 
     def _users(self, id: str) -> list[str]:
         """The keys with holds that show the layer: its own, and those of layers above it."""
@@ -159,41 +173,22 @@ class Content:
         ]
 
     def _replace(
-        self,
-        layer: Layer,
-        upper: Path,
-        stage: Path,
-        stream: BinaryIO,
-        lowers: tuple[Path, ...],
-        form: Form,
-        limits: Limits,
-        like: Path | None,
-    ) -> Applied:
-        owner = os.stat(upper)
+        self, layer: Layer, stack: Stack, stage: Path, fill: Callable[[Path, Stack], T], doing: str
+    ) -> T:
+        upper = stack.upper
+        assert upper is not None
         try:
             delete_tree(stage)
-            _link_tree(upper, stage)
-            applied = archive.apply(
-                stream,
-                stage,
-                form=form,
-                lowers=lowers,
-                owner=(owner.st_uid, owner.st_gid),
-                limits=limits,
-                durable=like is None,
-            )
-            if like is not None:
-                _copy_attributes(like, stage)
-                files.sync_file_system(stage)
+            filled = fill(stage, stack)
             if layer.record is not None:
                 self._limiter.unbind(layer.id)
             files.exchange(stage, upper)
             files.sync_directory(upper.parent)
             if layer.record is not None:
                 self._limiter.attach(layer.id, layer.record)
-            return applied
+            return filled
         except OSError as error:
-            raise from_os_error(error, f"apply a diff to layer {layer.id}") from error
+            raise from_os_error(error, doing) from error
         except RecursionError as error:
             raise NotSupported(
                 f"layer {layer.id} has directories nested too deep to take a diff",

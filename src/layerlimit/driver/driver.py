@@ -296,7 +296,12 @@ class Driver:
         layer = self._records.load(id)
         self._mounter.heal(layer)
         if layer.record is not None and layer.record.growing is not None:
-            self._grow(layer.id, layer.record, layer.record.growing)
+            try:
+                self._grow(layer.id, layer.record, layer.record.growing)
+            except NotSupported as error:
+                if error.code != "resize.online":
+                    raise
+                # Mounted already, where it cannot grow: what was interrupted is taken back, as without a crash.
             layer = self._records.load(id)
         return layer
 
@@ -549,7 +554,7 @@ class Driver:
         return self._content.size(check_id(id))
 
     def copy(self, source: str, target: str) -> None:
-        """Let ``target``, over the same parent, hold what ``source`` does, durably; sockets stay behind.
+        """Let ``target``, over the same parent, hold what ``source`` does, exactly and durably.
 
         Busy when either is in use; OutOfSpace when the limit of ``target`` is too small. What a failure or a
         crash leaves in ``target`` is what was there before.

@@ -16,7 +16,7 @@ from layerlimit.archive import Applied, Change
 from layerlimit.archive import Limits as ArchiveLimits
 from layerlimit.archive.image import Image
 from layerlimit.driver import Driver
-from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument
+from layerlimit.errors import AlreadyExists, Busy, Error, InvalidArgument, OutOfSpace
 from layerlimit.limit import Limit, format_size
 from layerlimit.store.admission import Policy
 from layerlimit.store.check import Check, Finding
@@ -354,8 +354,8 @@ class Store(Reading):
 
         It grows in place, mounted or not; see :meth:`Driver.resize`. Everything else (less, fewer inodes, a
         limit for a layer without one, or none) needs a layer that is mounted nowhere: its content moves into
-        a new layer, which one transaction puts in its place. Busy while it is mounted; OutOfSpace when the
-        content does not fit, and the layer is as it was. Sockets are left behind.
+        a new layer, as it is, which one transaction puts in its place. Busy while it is mounted; OutOfSpace
+        when the content does not fit, and the layer is as it was; mostly that is seen before anything moves.
 
         In place the promise is recorded first: a crash leaves it too high, never too low, and the next
         opening settles it. Otherwise a crash leaves a layer in the trash: before the transaction the new one,
@@ -387,6 +387,8 @@ class Store(Reading):
             inodes = limit.inodes or old.inodes
             limit = dataclasses.replace(limit, inodes=inodes, ephemeral=old.ephemeral, reserve=old.reserve)
         self._require_unmounted(info)
+        if limit is not None:
+            self._require_fitting(info, limit)
         promised = limit.bytes if limit else 0
         if promised > info.promised:
             self._admit(promised - info.promised)
@@ -423,6 +425,22 @@ class Store(Reading):
                 hint="unmount it first",
                 code="layer.held",
             )
+
+    def _require_fitting(self, info: Info, limit: Limit) -> None:
+        """Raise OutOfSpace when what the layer uses is above the limit."""
+        used = self.driver.usage(info.id)
+        inodes = used.inodes if info.promised else used.inodes - 1  # a walk counts the top, an image has it
+        if used.bytes > limit.bytes:
+            least = f"{format_size(used.bytes)}, more than {format_size(limit.bytes)}"
+        elif limit.inodes is not None and inodes > limit.inodes:
+            least = f"{inodes} inodes, more than {limit.inodes}"
+        else:
+            return
+        raise OutOfSpace(
+            f"layer {info.name!r} uses {least}",
+            hint="delete some of its files, or ask for a larger limit",
+            code="resize.content",
+        )
 
     @spending(frees=True)
     def rm(self, name: str, *, force: bool = False) -> None:
