@@ -286,6 +286,38 @@ def test_grow_while_mounted(driver: Driver, root: Path) -> None:
     goroot.run("e2fsck", "-fn", image)
 
 
+def test_a_growth_that_died_while_mounted(
+    driver: Driver, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next mount finishes it; where a mounted ext4 cannot grow, the limit stays and the mount goes on."""
+    driver.create("base")
+    driver.create("limited", "base", limit=LIMIT)
+    path = driver.get("limited")
+    image = root / "containers_quota/limited.ext4"
+    length = image.stat().st_size
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver._limiter, "_grow_online", die)
+        with pytest.raises(KeyboardInterrupt):
+            driver.resize("limited", Limit(64 * MIB))
+    assert driver.inspect_image("limited")[0][0] == "resize.unfinished"
+    other = Driver(root, driver._union)
+    assert other.get("limited") == path
+    assert other.inspect_image("limited") == []
+    if lanes.capabilities() >> 24 & 1:
+        assert other.limit("limited") == Limit(64 * MIB)
+    else:
+        assert (other.limit("limited"), image.stat().st_size) == (LIMIT, length)
+    driver.put("limited")
+    driver.put("limited")
+    driver.resize("limited", Limit(64 * MIB))
+    with driver.mounted("limited") as path:
+        assert fill(path / "more", 60 * MIB) == (60 * MIB, 0)
+
+
 @pytest.mark.lane("resource")
 @pytest.mark.guest
 def test_grow_online_keeps_the_promise(driver: Driver, root: Path) -> None:

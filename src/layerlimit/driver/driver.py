@@ -122,13 +122,7 @@ class Driver:
 
     # -- create and remove -------------------------------------------------------------------------
 
-    def create(
-        self,
-        id: str,
-        parent: str = "",
-        *,
-        limit: Limit | None = None,
-    ) -> None:
+    def create(self, id: str, parent: str = "", *, limit: Limit | None = None) -> None:
         """Make the layer ``id`` over ``parent`` (a base when ``""``), writable up to ``limit``.
 
         On return the layer is durable; after a crash before that it is whole or not there. Raises
@@ -301,7 +295,7 @@ class Driver:
             except NotSupported as error:
                 if error.code != "resize.online":
                     raise
-                # Mounted already, where it cannot grow: what was interrupted is taken back, as without a crash.
+                # It is mounted, where it cannot grow: what was interrupted was taken back just now.
             layer = self._records.load(id)
         return layer
 

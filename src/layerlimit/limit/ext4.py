@@ -68,7 +68,7 @@ def read_superblock(fd: int, image: Path) -> Superblock:
     high, _, free_high = struct.unpack_from("<3I", raw, 0x150) if incompat & 0x80 else (0, 0, 0)
     block_size = 1024 << min(log_size, 6)
     blocks = high << 32 | low
-    size = os.fstat(fd).st_size
+    size = os.lseek(fd, 0, os.SEEK_END)  # of a device, too
     if blocks * block_size > size:
         raise Corrupt(
             f"{image} is {size} bytes long but its file system has {blocks * block_size}",

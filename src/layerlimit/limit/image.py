@@ -477,9 +477,9 @@ class ImageLimiter:
                 )
                 if limit != record.growing:
                     self._check_inodes(id, record, limit, target, block)
-                length = self._lengthen(fd, id, record, target)
+                self._lengthen(fd, id, record, target)
                 if self._is_mounted(id, os.fstat(fd)):
-                    gained = self._grow_online(fd, id, limit, length, target, per_group)
+                    gained = self._grow_online(fd, id, limit, target, per_group)
                 else:
                     gained = self._grow_offline(fd, id, limit, target, per_group)
                 fresh = record.fresh_blocks + gained[0], record.fresh_inodes + gained[1]
@@ -520,8 +520,8 @@ class ImageLimiter:
                 code="resize.inodes",
             )
 
-    def _lengthen(self, fd: int, id: str, record: Record, target: int) -> int:
-        """Give the image its new length, or on failure leave it the old one, which is returned."""
+    def _lengthen(self, fd: int, id: str, record: Record, target: int) -> None:
+        """Give the image its new length, or on failure leave it the old one."""
         length = os.fstat(fd).st_size
         try:
             if length < target:
@@ -532,11 +532,8 @@ class ImageLimiter:
         except OSError:
             os.ftruncate(fd, length)
             raise
-        return length
 
-    def _grow_online(
-        self, fd: int, id: str, limit: Limit, length: int, target: int, per_group: int
-    ) -> tuple[int, int]:
+    def _grow_online(self, fd: int, id: str, limit: Limit, target: int, per_group: int) -> tuple[int, int]:
         place = self._place(id)
         old = statfs(place)
         here = statx(place)
@@ -547,7 +544,8 @@ class ImageLimiter:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EROFS):
                     raise
-                os.ftruncate(fd, length)  # it has not begun
+                held = ext4.read_superblock(device.fd, device.path)  # that of the image may be older
+                os.ftruncate(fd, held.blocks * held.block_size)  # also what an attempt that died has added
                 device.refresh_capacity()
                 hint = "growing a mounted ext4 needs CAP_SYS_RESOURCE; unmount the layer and resize it then"
                 if error.errno == errno.EROFS:
