@@ -26,6 +26,7 @@ test:
 ## make test-long    the same with the tests that take hours rather than minutes
 test-long:
 	@scripts/setup test
+	@scripts/older-engines
 	@scripts/run-tests --long $(ARGS)
 
 ## make test-vm      the tests on Debian's own kernel, in a machine of their own

@@ -12,16 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from layerlimit.setup import Stanzas, set_up_containerd
 from tests.engines.island import Daemon, Island, awaited
 
 CACHE = Path(__file__).parents[2] / ".cache/engines"
 BUILT, DEBIAN = CACHE / "bin", CACHE / "debian"
+OLDER = CACHE.parent / "older-engines"
 
 
 def environment(programs: Path) -> dict[str, str]:
     """With an engine's own programs first on the path: it finds its shim and runc there."""
-    return {"PATH": f"{programs}:{os.environ['PATH']}"}
+    return {"PATH": f"{programs}:{BUILT}:{os.environ['PATH']}"}
 
 
 def version(program: Path) -> str:
@@ -54,6 +57,12 @@ class Release:
 
 DEBIANS = Release("debian", DEBIAN, 2)
 CURRENT = Release("current", BUILT, 3)
+BETWEEN = (Release("1.7", OLDER / "1.7", 2), Release("2.0", OLDER / "2.0", 3))
+#: For a fixture: the oldest and the newest, and between them those that scripts/older-engines builds.
+RELEASES = [
+    pytest.param(release, id=release.name, marks=[pytest.mark.long] if release in BETWEEN else [])
+    for release in (DEBIANS, *BETWEEN, CURRENT)
+]
 
 
 def _common(release: Release, directory: Path) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.engines import image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, DEBIANS, Containerd, Snapshotter
+from tests.engines.daemons import RELEASES, Containerd, Snapshotter
 from tests.engines.inside import MIB
 from tests.engines.island import awaited
 
@@ -23,7 +23,7 @@ PLAIN, SMALL = "layerlimit", "small"
 SMALL_LIMIT = 16 * MIB
 
 
-@pytest.fixture(scope="module", params=[DEBIANS, CURRENT], ids=lambda release: release.name)
+@pytest.fixture(scope="module", params=RELEASES)
 def engine(request: pytest.FixtureRequest, land: Land, archives: dict[str, Path]) -> Iterator[Containerd]:
     """A containerd with two classes of one layerlimit, the test image unpacked for both."""
     with land() as ground:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engines import image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, Containerd, Snapshotter, registry, unused_port
+from tests.engines.daemons import RELEASES, Containerd, Snapshotter, registry, unused_port
 from tests.engines.inside import MIB
 
 pytestmark = pytest.mark.lane("engines")
@@ -28,13 +28,13 @@ class World:
         self.engine.ctr("images", "rm", "--sync", name)
 
 
-@pytest.fixture(scope="module")
-def world(land: Land) -> Iterator[World]:
+@pytest.fixture(scope="module", params=RELEASES[1:])  # 1.6 knows no differ of others
+def world(request: pytest.FixtureRequest, land: Land) -> Iterator[World]:
     with land() as ground:
         address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, (f"{LIMITED}=16MiB",), ("--containerd", address)).start()
         yield World(
-            Containerd(ground, CURRENT, (LIMITED,), layerlimit.socket, differ=True).start(), layerlimit
+            Containerd(ground, request.param, (LIMITED,), layerlimit.socket, differ=True).start(), layerlimit
         )
 
 

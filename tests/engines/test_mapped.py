@@ -9,7 +9,7 @@ import pytest
 
 from tests.engines import image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, Containerd, Snapshotter
+from tests.engines.daemons import BETWEEN, CURRENT, Containerd, Snapshotter
 from tests.engines.inside import MIB
 
 pytestmark = pytest.mark.lane("engines")
@@ -20,7 +20,14 @@ MAPPED = ("--uidmap", f"0:{HOST}:65536", "--gidmap", f"0:{HOST}:65536")
 OWNERS = "stat -c 'owner %u:%g' / /new /etc/passwd /old/kept /made"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["mounts", "copies"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((CURRENT, True), id="mounts"),
+        pytest.param((CURRENT, False), id="copies"),
+        *(pytest.param((release, True), id=release.name, marks=pytest.mark.long) for release in BETWEEN),
+    ],
+)
 def engine(
     request: pytest.FixtureRequest, land: Land, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Containerd]:
@@ -28,8 +35,9 @@ def engine(
     with land() as ground:
         address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, (f"{NAME}=8MiB",), ("--containerd", address)).start()
+        release, mounts = request.param
         engine = Containerd(
-            ground, CURRENT, (NAME,), layerlimit.socket, differ=True, remap_ids=request.param
+            ground, release, (NAME,), layerlimit.socket, differ=True, remap_ids=mounts
         ).start()
         # Mapped root reaches its root file system by a path through these.
         for path in (ground.directory, *ground.directory.parents):

@@ -17,6 +17,7 @@ from tests.archive import trees
 from tests.engines import image
 from tests.engines.conftest import Land
 from tests.engines.daemons import CURRENT, Containerd, Snapshotter
+from tests.engines.island import awaited
 
 pytestmark = pytest.mark.lane("engines")
 
@@ -118,6 +119,46 @@ def test_an_image_has_the_same_tree(
     assert {b"rich/null", b"opaque/seen", b"swapped/inside"} <= set(ours)
     assert not {b"gone", b"opaque/hidden", b"rich/fifo"} & set(ours)
     engine.ctr("images", "rm", "--sync", name)
+
+
+def test_a_hostile_layer_stays_inside(engine: Containerd, tmp_path: Path) -> None:
+    """Through symbolic links it stays in the root, as with containerd."""
+    name = "localhost/hostile:1"
+    hostile = packed(
+        entry("out", tarfile.SYMTYPE, linkname="../../../.."),
+        entry("out/hostile", content=b"inside\n"),
+        entry("old", tarfile.SYMTYPE, linkname="/"),
+        entry("old/hidden/.wh.above"),
+    )
+    archive = image.archive(tmp_path / "hostile.tar", name, [*image.busybox_layers(), hostile])
+    for snapshotter in (OURS, THEIRS):
+        load(engine, archive, snapshotter)
+    ours, theirs = (mounted(engine, name, snapshotter) for snapshotter in (OURS, THEIRS))
+    assert ours.keys() == theirs.keys()
+    assert b"hostile" in ours
+    assert b"hidden/above" not in ours
+    engine.ctr("images", "rm", "--sync", name)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "says"),
+    [
+        (entry("../../../../hostile", content=b"inside\n"), "leads out of the layer"),
+        (entry("hostile", tarfile.LNKTYPE, linkname="etc/shadow"), "which is not in the layer"),
+        (entry(".wh.."), "names no entry"),
+    ],
+    ids=["upwards", "hard link", "deletion"],
+)
+def test_a_hostile_layer_is_refused(
+    engine: Containerd, tmp_path: Path, hostile: tuple[tarfile.TarInfo, bytes], says: str
+) -> None:
+    name = "localhost/hostile:1"
+    archive = image.archive(tmp_path / "hostile.tar", name, [*image.busybox_layers(), packed(hostile)])
+    done = engine.ctr("images", "import", "--snapshotter", OURS, archive, check=False)
+    assert done.returncode != 0
+    assert says in done.stderr
+    engine.ctr("images", "rm", "--sync", name, check=False)
+    awaited("what was unpacked of it to go", lambda: not engine.snapshots(OURS))
 
 
 CHANGES = """

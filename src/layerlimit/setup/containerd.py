@@ -38,7 +38,7 @@ class Stanzas:
 
     ``default`` makes the first one CRI's default, ``runtimes`` adds a CRI runtime handler of the same name
     for each, ``differ`` has images unpacked by ours. ``remap_ids`` says that this kernel mounts layers with
-    mapped owners: containerd 2.x is told, and then copies none to change their owners.
+    mapped owners: containerd 2.3 and later is told, and then copies none to change their owners.
     """
 
     snapshotters: tuple[str, ...]
@@ -66,6 +66,11 @@ class Engine:
     def takes_differs(self) -> bool:
         """Whether a differ can be a proxy plugin: 1.6 would not start with one."""
         return self.installed >= (1, 7) if self.installed else self.version >= 3
+
+    @property
+    def maps_owners(self) -> bool:
+        """Whether a mount with mapped owners reaches layers that are mounts themselves: limited ones."""
+        return self.installed is not None and self.installed >= (2, 3)
 
 
 def set_up_containerd(
@@ -179,7 +184,7 @@ def _add(path: Path, table: Table, stanzas: Stanzas, engine: Engine) -> None:
 
 def _add_snapshotter(path: Path, table: Table, name: str, stanzas: Stanzas, engine: Engine) -> None:
     proxies = under(table, "proxy_plugins")
-    capable = {"capabilities": [_REMAP]} if stanzas.remap_ids and engine.is_2 else {}
+    capable = {"capabilities": [_REMAP]} if stanzas.remap_ids and engine.maps_owners else {}
     exports = {"root": stanzas.root, "enable_remote_snapshot_annotations": "true"}
     wanted = {"type": "snapshot", "address": stanzas.address, "exports": exports}
     if name in proxies:
