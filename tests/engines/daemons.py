@@ -108,7 +108,8 @@ def _cri(release: Release, default: str, handlers: Sequence[str]) -> str:
 class Containerd:
     """A containerd, told of the snapshotters ``names`` behind ``socket`` as ``layerlimit setup`` does it.
 
-    ``differ`` has images unpacked by ours, too; without ``remap_ids`` it changes owners itself.
+    ``differ`` has images unpacked by ours, too; without ``remap_ids`` it changes owners itself. ``more`` is
+    put into its configuration.
     """
 
     island: Island
@@ -118,6 +119,7 @@ class Containerd:
     differ: bool = False
     handlers: Sequence[str] = ()
     remap_ids: bool = True
+    more: str = ""
     daemon: Daemon = field(init=False)
 
     @property
@@ -128,7 +130,7 @@ class Containerd:
     def start(self) -> Containerd:
         directory = self.island.directory
         config = directory / "containerd.toml"
-        text = _common(self.release, directory) + _cri(self.release, "overlayfs", self.handlers)
+        text = _common(self.release, directory) + _cri(self.release, "overlayfs", self.handlers) + self.more
         if self.socket:
             stanzas = Stanzas(
                 tuple(self.names),
