@@ -70,7 +70,7 @@ def picture(root: Path) -> frozenset[str]:
     lines = {line for line in lines if not re.fullmatch(r"- templates/[^/]*\.ext4|d templates", line)}
     lines |= {f"mounted {point.relative_to(root)}" for point in scratch.mounts_below(root)}
     for loop in scratch.loops_below(root):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError, ValueError):  # gone meanwhile, or on somebody else's image
             backing = Path(f"/sys/block/{Path(loop).name}/loop/backing_file").read_text().strip()
             lines.add(f"attached {Path(backing).relative_to(root)}")
     return frozenset(lines)
