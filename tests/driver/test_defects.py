@@ -84,7 +84,7 @@ def test_02_a_failed_create_leaves_nothing(
 ) -> None:
     driver.create("base")
     before = everything(root)
-    for name in ("write_chain", "write_record"):
+    for name in ("write_chain", "announce"):
         with monkeypatch.context() as patch:
 
             def fail(*_: object, name: str = name) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +13,7 @@ from layerlimit.archive import Applied, Change
 from layerlimit.archive import Limits as ArchiveLimits
 from layerlimit.archive import usage as tree_usage
 from layerlimit.driver.content import Content
+from layerlimit.driver.creation import Creation
 from layerlimit.driver.holds import Holds
 from layerlimit.driver.layout import check_id, prepare
 from layerlimit.driver.locks import Held, Locks
@@ -91,6 +91,7 @@ class Driver:
         self._records = Records(layout)
         self._holds = Holds(layout.holds)
         self._mounter = Mounter(layout, self._union, self._limiter, self._records, self._holds)
+        self._creation = Creation(layout, self._records, self._limiter, self.owner)
         self._removal = Removal(layout, self._records)
         self._content = Content(
             layout, self._union, self._locks, self._records, self._holds, self._mounter, self._limiter
@@ -147,9 +148,10 @@ class Driver:
                 chain = (parent, *self._parent_chain(parent))
             self._removal.clear_leftovers(id)
             try:
-                self._make(id, chain, limit)
+                self._creation.make(id, chain, limit)
             except BaseException:
                 if not self._records.exists(id):
+                    self._records.unstage_chain(id)
                     self._records.forget_child(parent, id)
                     self._removal.clear_leftovers(id)
                 raise
@@ -159,28 +161,6 @@ class Driver:
             return self._records.chain(parent)
         except NotFound as error:
             raise NotFound(f"there is no layer {parent} to be the parent", code="layer.not_found") from error
-
-    def _make(self, id: str, chain: tuple[str, ...], limit: Limit | None) -> None:
-        """The steps of a creation. ``meta/<id>`` first: pieces with it but without a chain are half-made."""
-        record = None
-        try:
-            if limit is None:
-                self._records.write_record(id, None)
-            else:
-                record = self._limiter.create(
-                    id, limit, self.owner, announce=partial(self._records.write_record, id)
-                )
-            for path in (self._layout.diff(id), self._layout.mnt(id)):
-                path.mkdir(mode=0o755)
-                path.chmod(0o755)
-                os.chown(path, *self.owner)
-                if record is not None and not self._layout.go:
-                    files.set_immutable(path, True)  # nothing is ever to be written past the image
-            if record is None:
-                files.sync_directory(self._layout.root / "diff")  # an image brings what it is bound at
-            self._records.write_chain(id, chain)
-        except OSError as error:
-            raise from_os_error(error, f"create layer {id}") from error
 
     def create_with_quota(self, id: str, parent: str, quota: int) -> None:
         """:meth:`create` with a limit of ``quota`` MiB, 0 meaning none; negative is InvalidArgument."""

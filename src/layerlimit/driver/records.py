@@ -7,6 +7,8 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -157,15 +159,38 @@ class Records:
 
     def write_record(self, id: str, record: Record | None) -> None:
         """Write ``meta/<id>`` durably."""
-        raw = msgspec.json.format(msgspec.json.encode(Meta(record=record)), indent=1) + b"\n"
-        files.write_durably(self._layout.meta / id, raw, staging=self._layout.trash)
+        files.write_durably(self._layout.meta / id, _encode(record), staging=self._layout.trash)
+
+    def announce(self, id: str, record: Record | None) -> Callable[[], None]:
+        """Write ``meta/<id>`` of a layer to be; what is returned makes it durable, before the chain is.
+
+        A crash before that may cut it off: of a layer without a chain, its name alone counts.
+        """
+        path = f"{self._layout.root}/meta/{id}"
+        _write_new(path, _encode(record))
+        return partial(_sync, path, self._layout.meta)
+
+    def stage_chain(self, id: str, chain: tuple[str, ...]) -> None:
+        """Write the chain of a layer to be where a sweep finds it."""
+        self.unstage_chain(id)
+        _write_new(self._staged(id), "".join(f"{line}\n" for line in chain).encode())
+
+    def unstage_chain(self, id: str) -> None:
+        """Forget a chain that was staged."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._staged(id))
 
     def write_chain(self, id: str, chain: tuple[str, ...]) -> None:
-        """Write ``layers/<id>`` durably: from here on the layer exists."""
+        """Let the chain that was staged be ``layers/<id>``, durably: from here on the layer exists."""
         if chain and not self._layout.go:
             self._index.add(chain[0], id)
-        raw = "".join(f"{line}\n" for line in chain).encode()
-        files.write_durably(self._layout.layers / id, raw, staging=self._layout.trash)
+        staged = self._staged(id)
+        _sync(staged)
+        os.rename(staged, f"{self._layout.root}/layers/{id}")
+        files.sync_directory(self._layout.layers)
+
+    def _staged(self, id: str) -> str:
+        return f"{self._layout.root}/trash/.{id}.new"
 
     def forget_child(self, parent: str, id: str) -> None:
         """The layer ``id`` is gone from above ``parent`` (``""``: it was a base)."""
@@ -179,6 +204,29 @@ class Records:
             with contextlib.suppress(Error):  # a damaged chain is found by whoever uses it
                 parents += [(id, parent) for parent in self.chain(id)[:1]]
         self._index.rebuild(parents, lambda id: not self.exists(id) and is_gone(id))
+
+
+def _encode(record: Record | None) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(Meta(record=record)), indent=1) + b"\n"
+
+
+def _write_new(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, data)
+        files.start_writing(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(path: str, directory: Path | None = None) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if directory is not None:
+        files.sync_directory(directory)
 
 
 def _record_of_go(image: str) -> Record | None:

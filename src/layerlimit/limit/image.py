@@ -12,8 +12,8 @@ taken away behind our back comes back as the same superblock.
 be a loop device whose backing file is, by device and inode, this layer's image; before mounting, the
 superblock must carry the UUID that was recorded when the layer was made and must fit the file.
 
-**Crash safety.** create: what is to be is announced → clone → own UUID → fsync (the driver removes a
-leftover). attach: nothing on disk changes; a killed process leaves a device that frees itself, or mounts
+**Crash safety.** create: what is to be is announced → clone → own UUID → both synced (the driver removes
+a leftover). attach: nothing on disk changes; a killed process leaves a device that frees itself, or mounts
 that the next call proves and uses.
 resize: lengthen the file → grow the file system → the driver records it; repeating each step is harmless.
 """
@@ -26,13 +26,13 @@ import os
 import stat
 import time
 import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from layerlimit.errors import Busy, Corrupt, InvalidArgument, NotSupported, from_os_error
 from layerlimit.limit import ext4
-from layerlimit.limit.protocol import Health, Limit, Place, Record, Usage
+from layerlimit.limit.protocol import Announce, Health, Limit, Place, Record, Usage
 from layerlimit.limit.template import (
     Templates,
     detached,
@@ -80,7 +80,7 @@ class ImageLimiter:
         limit: Limit,
         owner: tuple[int, int],
         *,
-        announce: Callable[[Record], object] = lambda _: None,
+        announce: Announce = lambda _: lambda: None,
     ) -> Record:
         if limit.bytes < ext4.MIN_BYTES:
             raise InvalidArgument(
@@ -98,7 +98,7 @@ class ImageLimiter:
                 fresh_blocks=template.free_blocks,
                 fresh_inodes=template.free_inodes,
             )
-            announce(record)
+            settle = announce(record)
             image.parent.mkdir(mode=0o700, exist_ok=True)
             try:
                 fd = os.open(image, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -107,6 +107,8 @@ class ImageLimiter:
                     ext4.write_uuid(fd, identity.bytes)
                     if limit.reserve:
                         files.allocate(fd, template.size, image)
+                    files.start_writing(fd)
+                    settle()
                     os.fsync(fd)
                 except BaseException:
                     os.unlink(image)
@@ -114,7 +116,7 @@ class ImageLimiter:
                 finally:
                     os.close(fd)
                 files.sync_directory(image.parent)
-                self._place(id).mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.makedirs(self._place(id), mode=0o700, exist_ok=True)
                 files.set_immutable(self._place(id), True)
             except OSError as error:
                 raise from_os_error(error, f"make the image of layer {id}") from error

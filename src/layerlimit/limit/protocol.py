@@ -90,6 +90,9 @@ class Health:
     why: str = ""
 
 
+Announce = Callable[[Record], Callable[[], object]]
+
+
 class Limiter(Protocol):
     """One mechanism over one root directory. The driver holds the layer's lock around every call."""
 
@@ -101,12 +104,13 @@ class Limiter(Protocol):
         limit: Limit,
         owner: tuple[int, int],
         *,
-        announce: Callable[[Record], object] = lambda _: None,
+        announce: Announce = lambda _: lambda: None,
     ) -> Record:
         """Make the limited place of ``id``, durably; leaves nothing on failure.
 
-        ``announce`` is called first with what is to be remembered, which is returned as well: once it is
-        written down, a crash leaves nothing that nobody can explain.
+        ``announce`` is called first with what is to be remembered, which is returned as well: it writes that
+        down, so that a crash leaves nothing that nobody can explain. What it returns makes that durable, and
+        is called before the place is made durable.
         """
 
     def attach(self, id: str, record: Record, *, read_only: bool = False) -> Place:
