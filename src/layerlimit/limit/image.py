@@ -456,6 +456,8 @@ class ImageLimiter:
     # -- resize ------------------------------------------------------------------------------------
 
     def resize(self, id: str, record: Record, limit: Limit) -> Record:
+        if limit == record.limit and record.growing is None:
+            return record
         if not record.fresh_blocks:  # other block and group sizes, a root reserve: no limit could be promised
             raise NotSupported(
                 f"the image of layer {id} was made by the Go driver and keeps its size",
