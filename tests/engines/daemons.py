@@ -57,7 +57,7 @@ class Release:
 
 DEBIANS = Release("debian", DEBIAN, 2)
 CURRENT = Release("current", BUILT, 3)
-BETWEEN = (Release("1.7", OLDER / "1.7", 2), Release("2.0", OLDER / "2.0", 3))
+BETWEEN = tuple(Release(name, OLDER / name, config) for name, config in (("1.7", 2), ("2.0", 3), ("2.3", 3)))
 #: For a fixture: the oldest and the newest, and between them those that scripts/older-engines builds.
 RELEASES = [
     pytest.param(release, id=release.name, marks=[pytest.mark.long] if release in BETWEEN else [])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engines import cri, image, inside
 from tests.engines.conftest import Land
-from tests.engines.daemons import CURRENT, Containerd, Snapshotter
+from tests.engines.daemons import RELEASES, Containerd, Snapshotter
 from tests.engines.inside import MIB
 from tests.engines.island import awaited
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.lane("engines")
 CLASSES = {"limited": 16 * MIB, "roomy": 48 * MIB}
 
 
-@pytest.fixture(scope="module")
-def engine(land: Land, archives: dict[str, Path]) -> Iterator[Containerd]:
+@pytest.fixture(scope="module", params=RELEASES[2:])  # 1.x has CRI's configuration elsewhere
+def engine(request: pytest.FixtureRequest, land: Land, archives: dict[str, Path]) -> Iterator[Containerd]:
     with land() as ground:
         names = [f"{name}={limit}" for name, limit in CLASSES.items()]
         address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, names, ("--containerd", address)).start()
         classes = tuple(CLASSES)
-        containerd = Containerd(ground, CURRENT, classes, layerlimit.socket, handlers=classes).start()
+        containerd = Containerd(ground, request.param, classes, layerlimit.socket, handlers=classes).start()
         for archive in archives.values():
             containerd.ctr("images", "import", "--local", archive, namespace="k8s.io")
         yield containerd

@@ -16,7 +16,7 @@ from tests.engines import image, inside
 from tests.engines.conftest import Land
 from tests.engines.daemons import (
     CURRENT,
-    DEBIANS,
+    RELEASES,
     Containerd,
     Docker,
     Release,
@@ -34,7 +34,7 @@ LAYERS = 12
 LARGE = 96 * MIB
 
 
-@pytest.fixture(params=[DEBIANS, CURRENT], ids=lambda release: release.name)
+@pytest.fixture(params=RELEASES)
 def world(request: pytest.FixtureRequest, land: Land) -> Iterator[tuple[Containerd, Snapshotter]]:
     release: Release = request.param
     with land() as ground:
