@@ -1,16 +1,17 @@
 """The pod of the DaemonSet, run by containerd's CRI as kubelet would ask for it, beside pods of its classes.
 
-What kubelet would do with the manifests is done here: their volumes, rights, arguments and configuration. The
-image alone is another one: the machine's own programs and the checkout, mounted into a small one.
+What kubelet would do with the manifests is done here: their volumes, rights, arguments and configuration. As
+their image takes minutes to build, `make test` mounts the machine's own programs into a small one.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from tests.engines import cri, image, inside
 from tests.engines.daemons import CURRENT, Containerd
 from tests.engines.island import Island, awaited, island
+from tests.packaging import containerfile
 
 pytestmark = pytest.mark.lane("engines")
 
@@ -54,10 +56,41 @@ def free_port() -> int:
         return port
 
 
+@dataclass(frozen=True)
+class Image:
+    """What the pod runs: ``archive``, if there is one, is to be imported; ``programs`` are mounted."""
+
+    name: str
+    command: list[str]
+    archive: Path | None = None
+    programs: Sequence[str] = ()
+
+
+@pytest.fixture(
+    params=[
+        "programs",
+        pytest.param("Containerfile", marks=[pytest.mark.long, pytest.mark.lane("debootstrap")]),
+    ]
+)
+def ours(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
+    if request.param == "programs":
+        programs = [*PROGRAMS, str(CHECKOUT), sys.base_prefix]
+        return Image(image.TEST_IMAGE, [sys.executable, "-m", "layerlimit"], programs=programs)
+    (daemon_set,) = manifest("daemonset.yaml", "DaemonSet")
+    name = daemon_set["spec"]["template"]["spec"]["containers"][0]["image"]
+    root = tmp_path / "image"
+    root.mkdir()
+    command = containerfile.build(MANIFESTS / "Containerfile", root)
+    layer = subprocess.run(["tar", "-C", root, "-c", "."], check=True, capture_output=True).stdout
+    archive = image.archive(tmp_path / "image.tar", f"docker.io/library/{name}", [layer])
+    return Image(name, command, archive)
+
+
 @dataclass
 class DaemonPod:
     """The DaemonSet's pod on one node."""
 
+    image: Image
     pods: cri.Pods
     directory: Path
     port: int
@@ -76,10 +109,10 @@ class DaemonPod:
         }
         config = {
             1: {1: "layerlimit"},
-            2: {1: image.TEST_IMAGE},
-            3: [sys.executable, "-m", "layerlimit"],  # the image's entry point
+            2: {1: self.image.name},
+            3: self.image.command,
             4: container["args"],
-            6: {"PATH": "/usr/sbin:/usr/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+            6: {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
             7: [*self._volumes(spec, container), *self._programs()],
             15: {2: {2: privileged, 3: namespaces}},
         }
@@ -115,7 +148,7 @@ class DaemonPod:
         return directory
 
     def _programs(self) -> Iterator[dict[int, object]]:
-        for place in (*PROGRAMS, str(CHECKOUT), sys.base_prefix):
+        for place in self.image.programs:
             host, _, inside = place.partition(":")
             yield {1: inside or host, 2: host, 3: 1}
 
@@ -132,7 +165,8 @@ def ground(tmp_path: Path) -> Iterator[Island]:
         yield made
 
 
-def test_daemon_pod_serves_its_node(ground: Island) -> None:
+@pytest.mark.timeout(1200)
+def test_daemon_pod_serves_its_node(ground: Island, ours: Image) -> None:
     classes = [each["handler"] for each in manifest("runtimeclasses.yaml", "RuntimeClass")]
     (example,) = manifest("example-pod.yaml", "Pod")
     size = inside.MIB * 2048
@@ -142,11 +176,12 @@ def test_daemon_pod_serves_its_node(ground: Island) -> None:
         ground, CURRENT, classes, Path("/run/layerlimit/layerlimit.sock"), handlers=classes
     )
     containerd.start()
-    for archive in (image.test_image(ground.directory), image.pause_image(ground.directory)):
+    archives = [image.test_image(ground.directory), image.pause_image(ground.directory)]
+    for archive in (*archives, *([ours.archive] if ours.archive else [])):
         containerd.ctr("images", "import", "--local", archive, namespace="k8s.io")
     with cri.pods(containerd.address, ground.cgroup) as pods:
         awaited("CRI to answer", pods.ready)
-        daemon = DaemonPod(pods, ground.directory, free_port())
+        daemon = DaemonPod(ours, pods, ground.directory, free_port())
         daemon.start()
         sandbox = pods.run("limited", example["spec"]["runtimeClassName"], example["metadata"]["annotations"])
         container = pods.start(sandbox, "limited", image.TEST_IMAGE)
