@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +154,19 @@ def _program(*command: str, says: str = "") -> Probe:
     return run
 
 
+def _cc(scratch: Path) -> str:
+    """A compiler that finds the header files of this Python."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    command = [*compiler, "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-xc", "-"]
+    try:
+        done = subprocess.run(
+            command, input="#include <Python.h>\n", check=False, text=True, capture_output=True
+        )
+    except OSError as error:
+        return f"{compiler[0]}: {error.strerror}"
+    return done.stderr.strip().partition("\n")[0] if done.returncode else ""
+
+
 def _go(scratch: Path) -> str:
     # A Go that is too old to fetch the toolchain a module asks for has no GOTOOLCHAIN to print.
     missing = _program("go", "version")(scratch)
@@ -185,6 +200,7 @@ _PROBES: dict[str, Probe] = {
     "umoci": _program("umoci", "--version"),
     "strace": _program("strace", "-o", "/dev/null", "true"),
     "debootstrap": _program("debootstrap", "--version"),
+    "cc": _cc,
     "go": _go,
     "engines": _engines,
     "promtool": _program(str(PROMTOOL), "--version"),

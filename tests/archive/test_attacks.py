@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerlimit.archive import Applied, Form, Limits, apply
+from layerlimit.archive import Applied, Form, Limits, apply, native
 from layerlimit.errors import Error
 from tests.archive import naive
 from tests.archive.attack_case import Case
@@ -26,9 +26,14 @@ def outcome(archive: bytes, form: Form, limits: Limits | None) -> tuple[Applied 
     return applied, "", ""
 
 
+@pytest.mark.parametrize("core", ["native", "python"])
 @pytest.mark.parametrize("form", Form)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_nothing_outside_is_touched(case: Case, form: Form, tmp_path: Path) -> None:
+def test_nothing_outside_is_touched(
+    case: Case, form: Form, core: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if core == "python":
+        monkeypatch.setattr(native, "extract", None)
     world = World(tmp_path / "world")
     case.before(world.layer)
     applied, code, message = world.run(lambda: outcome(case.archive, form, case.limits))

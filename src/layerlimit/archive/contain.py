@@ -223,9 +223,11 @@ class Tree:
     def made(self, path: bytes, directory: Directory, name: bytes) -> Directory:
         """Keep the directory ``name`` that was just made in ``directory``; ``path`` leads to it."""
         fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
-        made = Directory(
-            fd, acl=directory.acl, setgid=not directory.exact, fresh=True, marked=False, tracked=self.tracked
-        )
+        return self.adopt(path, fd, acl=directory.acl, setgid=not directory.exact)
+
+    def adopt(self, path: bytes, fd: int, *, acl: bool = False, setgid: bool = False) -> Directory:
+        """Keep the open directory ``fd`` that was just made; ``path`` leads to it."""
+        made = Directory(fd, acl=acl, setgid=setgid, fresh=True, marked=False, tracked=self.tracked)
         self._remember(path, made)
         if self.tracked:
             self._made.add(made.identity)

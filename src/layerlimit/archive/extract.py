@@ -11,6 +11,7 @@ import tempfile
 from types import TracebackType
 from typing import IO, Self
 
+from layerlimit.archive import native
 from layerlimit.archive import tarformat as tar
 from layerlimit.archive.contain import Deletions, Directory, Tree, clean
 from layerlimit.archive.form import AUFS_LINKS, META_PREFIX, OPAQUE_MARKER, WHITEOUT_PREFIX
@@ -86,7 +87,12 @@ class Extractor:
         """Extract all entries, and set the times of directories at the end."""
         reader, tree, short = self._reader, self._tree, self._short
         regular, advance, kept, new_file = tar.REGULAR, reader.advance, tree.kept, self._new_file
-        while advance():
+        while True:
+            if native.extract is not None:
+                self._make_plain(native.extract)
+                kept = tree.kept
+            if not advance():
+                break
             # Most entries are files in a directory that is open. Directories are kept by their cleaned paths,
             # so what is found needs no cleaning; a last part that starts with a dot may be a mark or "..".
             if reader.type == regular:
@@ -107,6 +113,25 @@ class Extractor:
             self._entry()
             kept = tree.kept
         self._finish()
+
+    def _make_plain(self, extract: native.Extract) -> None:
+        """Let the native core make the plain entries that come next; it stops at the first other one."""
+        reader, tree = self._reader, self._tree
+        while True:
+            chunk, start, end, most = reader.lend()
+            position, entries, size, name, made = extract(
+                chunk, start, end, tree.kept, most, self._short, self._uid, self._gid, self._fix
+            )
+            if name is None:
+                return
+            reader.passed(position, entries, name)
+            self.bytes += size
+            if made is None:
+                return
+            path, fd, mode, seconds = made
+            tree.begin()
+            tree.adopt(path, fd).changed(mode=mode, acl=False)
+            self._wait(path, b"", seconds * 1_000_000_000, seconds * 1_000_000_000)
 
     def _new_file(self, parent: int, base: bytes) -> bool:
         """The short way for a new plain file; False, with nothing done, if the name is taken."""

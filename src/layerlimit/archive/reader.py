@@ -8,6 +8,7 @@ names, base-256 numbers, old sparse files), GNU's sparse files in pax form and e
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from zlib import adler32
 
@@ -213,6 +214,20 @@ class Reader:
         self._position = stop
         self._left = left - (stop - position)
         return self._chunk[position:stop]
+
+    def lend(self) -> tuple[memoryview, int, int, int]:
+        """For who reads entries in our place: the chunk, where in it the next header is expected, where the
+        chunk ends, and how many entries there may still be. Nothing, while there is content to take.
+        """
+        start = self._end if self._left else min(self._position + self._pad, self._end)
+        most = sys.maxsize if self._most_entries is None else self._most_entries - self.entries
+        return self._chunk, start, self._end, most
+
+    def passed(self, position: int, entries: int, name: bytes) -> None:
+        """Go on behind entries that were read in our place: their end in the chunk, the last one's name."""
+        self._position, self._pad = position, 0
+        self.entries += entries
+        self.name = name
 
     def drain(self) -> None:
         """Read what follows the end of the archive, up to the end of the stream."""

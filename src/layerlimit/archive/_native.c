@@ -1,0 +1,358 @@
+/* The plain entries of a layer tar, made without the interpreter.
+ *
+ * One function: it takes the entries of an archive's chunk for as long as each is an ordinary header of a new
+ * regular file, or of one new directory, in a directory that is open already. It stops at the first that is
+ * anything else, and wherever a system call fails, and decides nothing: the Python code takes that entry again
+ * from its header, and refuses it or replaces what lies there by its own rules and with its own words.
+ *
+ * So nothing here opens a path, follows a link, replaces or removes a name: there is one component, made anew
+ * (O_EXCL, mkdir) below a descriptor that the kernel has resolved for contain.py.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(time_t) == 8, "times have 33 bits");
+
+/* The header of POSIX.1-2017 pax, "ustar Interchange Format". */
+enum {
+    BLOCK = 512,
+    NAME_SIZE = 100,
+    MODE_AT = 100,
+    UID_AT = 108,
+    GID_AT = 116,
+    SIZE_AT = 124,
+    MTIME_AT = 136,
+    CHECKSUM_AT = 148,
+    TYPE_AT = 156,
+    MAGIC_AT = 257,
+    MAGIC_SIZE = 8,
+    PREFIX_AT = 345,
+    PREFIX_SIZE = 155,
+    STAR_AT = 508,
+    STAR_SIZE = 4,
+    SHORT_NUMBER = 8,
+    LONG_NUMBER = 12,
+    LONGEST_NAME = PREFIX_SIZE + 1 + NAME_SIZE,
+};
+
+struct entry {
+    bool directory;
+    mode_t mode;
+    uid_t uid;
+    gid_t gid;
+    uint64_t size;
+    uint64_t mtime;             /* at most 11 octal digits: in nanoseconds it is below 2**63 */
+    char name[LONGEST_NAME];    /* as the archive has it; not terminated */
+    size_t name_length;
+    const char *path;           /* the part of it that is clean; not terminated */
+    size_t path_length;
+    size_t head_length;         /* of the path, the directory */
+    char base[LONGEST_NAME + 1]; /* of the path, the last component; terminated */
+};
+
+struct work {
+    const unsigned char *chunk;
+    size_t at, end;       /* what is still to do */
+    size_t most, longest; /* entries to make, bytes of a name */
+    uid_t uid;            /* whatever this process makes is theirs */
+    gid_t gid;
+    mode_t fix;           /* mode bits that making a file does not set: set-ids and those of the umask */
+    size_t count;
+    size_t last;          /* where the header of the last one made lies */
+    uint64_t bytes;
+};
+
+/* Octal digits with at least one NUL or space behind them and nothing else. */
+static bool octal(const unsigned char *field, size_t width, uint64_t *value)
+{
+    size_t at = 0;
+
+    for (*value = 0; at < width && field[at] >= '0' && field[at] <= '7'; at++)
+        *value = *value << 3 | (uint64_t)(field[at] - '0');
+    if (at == 0 || at == width)
+        return false;
+    for (; at < width; at++)
+        if (field[at] != 0 && field[at] != ' ')
+            return false;
+    return true;
+}
+
+static bool checksum_fits(const unsigned char *block)
+{
+    uint64_t given;
+    unsigned sum = 0;
+
+    if (!octal(block + CHECKSUM_AT, SHORT_NUMBER, &given))
+        return false;
+    for (size_t at = 0; at < BLOCK; at++)
+        sum += block[at];
+    for (size_t at = CHECKSUM_AT; at < CHECKSUM_AT + SHORT_NUMBER; at++)
+        sum = sum - block[at] + ' ';
+    return sum == given;
+}
+
+/* Take the name apart. False if it may be more than a name: one to clean, a mark, too long for the limits. */
+static bool parse_name(const unsigned char *block, struct entry *entry, size_t longest)
+{
+    size_t length = 0, part, slash;
+
+    if (memcmp(block + MAGIC_AT, "ustar\00000", MAGIC_SIZE) == 0) {
+        if (block[PREFIX_AT]) {
+            if (memcmp(block + STAR_AT, "tar", STAR_SIZE) == 0)
+                return false; /* star's own form has times at the end of the prefix */
+            length = strnlen((const char *)block + PREFIX_AT, PREFIX_SIZE);
+            memcpy(entry->name, block + PREFIX_AT, length);
+            entry->name[length++] = '/';
+        }
+    } else if (memcmp(block + MAGIC_AT, "ustar  ", MAGIC_SIZE) != 0) {
+        return false;
+    }
+    part = strnlen((const char *)block, NAME_SIZE);
+    memcpy(entry->name + length, block, part);
+    entry->name_length = length += part;
+    if (length > longest)
+        return false;
+
+    entry->path = entry->name;
+    if (length >= 2 && memcmp(entry->name, "./", 2) == 0) { /* as "tar -C directory -c ." writes names */
+        entry->path += 2;
+        length -= 2;
+    }
+    if (entry->directory && length && entry->path[length - 1] == '/')
+        length--;
+    for (slash = length; slash && entry->path[slash - 1] != '/';)
+        slash--;
+    part = length - slash;
+    memcpy(entry->base, entry->path + slash, part);
+    entry->base[part] = 0;
+    entry->path_length = length;
+    entry->head_length = slash ? slash - 1 : 0;
+    return part && entry->path[0] != '/' && strcmp(entry->base, ".") != 0 && strcmp(entry->base, "..") != 0
+        && strncmp(entry->base, ".wh.", 4) != 0;
+}
+
+/* False for every header that is not the plainest spelling of a regular file or a directory. */
+static bool parse(const unsigned char *block, struct entry *entry, size_t longest)
+{
+    uint64_t mode, uid, gid;
+
+    if (block[TYPE_AT] != '0' && block[TYPE_AT] != '5')
+        return false;
+    if (!octal(block + MODE_AT, SHORT_NUMBER, &mode) || !octal(block + UID_AT, SHORT_NUMBER, &uid)
+        || !octal(block + GID_AT, SHORT_NUMBER, &gid) || !octal(block + SIZE_AT, LONG_NUMBER, &entry->size)
+        || !octal(block + MTIME_AT, LONG_NUMBER, &entry->mtime) || !checksum_fits(block))
+        return false;
+    entry->directory = block[TYPE_AT] == '5';
+    entry->mode = (mode_t)mode & 07777;
+    entry->uid = (uid_t)uid;
+    entry->gid = (gid_t)gid;
+    return !(entry->directory && entry->size) && parse_name(block, entry, longest);
+}
+
+/* Bytes of the content and its padding; a size has 33 bits at most. */
+static uint64_t stored(const struct entry *entry)
+{
+    return (entry->size + BLOCK - 1) / BLOCK * BLOCK;
+}
+
+/* Read the entry that comes next; false if it is not for us, not whole in the chunk, or one too many. */
+static bool next(const struct work *work, struct entry *entry)
+{
+    return work->count < work->most && work->end - work->at >= BLOCK
+        && parse(work->chunk + work->at, entry, work->longest)
+        && stored(entry) <= work->end - work->at - BLOCK;
+}
+
+static void made(struct work *work, const struct entry *entry)
+{
+    work->last = work->at;
+    work->at += BLOCK + (size_t)stored(entry);
+    work->count++;
+    work->bytes += entry->size;
+}
+
+/* Owner and mode where they are not what making gave; the owner first, since chown takes set-ids away. */
+static bool set_owner_and_mode(const struct work *work, int fd, const struct entry *entry)
+{
+    if ((entry->uid != work->uid || entry->gid != work->gid) && fchown(fd, entry->uid, entry->gid) != 0)
+        return false;
+    return !(entry->mode & work->fix) || fchmod(fd, entry->mode) == 0;
+}
+
+static bool make_file(const struct work *work, int parent, const struct entry *entry)
+{
+    const struct timespec times[2] = {{.tv_sec = (time_t)entry->mtime}, {.tv_sec = (time_t)entry->mtime}};
+    const unsigned char *data = work->chunk + work->at + BLOCK;
+    size_t left = (size_t)entry->size;
+    bool whole;
+    int fd;
+
+    fd = openat(parent, entry->base, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, entry->mode & 0777);
+    if (fd < 0)
+        return false;
+    while (left) {
+        ssize_t written = write(fd, data, left);
+        if (written <= 0)
+            break;
+        data += written;
+        left -= (size_t)written;
+    }
+    whole = !left && set_owner_and_mode(work, fd, entry) && futimens(fd, times) == 0;
+    return close(fd) == 0 && whole;
+}
+
+/* Make ``entry`` and the files that follow it in the same directory. True: ``entry`` is now one to go on with. */
+static bool make_files(struct work *work, int parent, struct entry *entry)
+{
+    char head[LONGEST_NAME];
+    size_t head_length = entry->head_length;
+
+    memcpy(head, entry->path, head_length);
+    do {
+        if (!make_file(work, parent, entry))
+            return false;
+        made(work, entry);
+        if (!next(work, entry))
+            return false;
+    } while (!entry->directory && entry->head_length == head_length && !memcmp(entry->path, head, head_length));
+    return true;
+}
+
+/* A descriptor of the new directory; -1 if something failed. */
+static int make_directory(const struct work *work, int parent, const struct entry *entry)
+{
+    int fd;
+
+    if (mkdirat(parent, entry->base, entry->mode & 0777) != 0)
+        return -1;
+    fd = openat(parent, entry->base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 && !set_owner_and_mode(work, fd, entry)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* The descriptor of the directory of ``entry``; -1 if it is not in ``kept`` or what is made in it needs care, -2
+ * with an exception set. */
+static int find_parent(PyObject *kept, const struct entry *entry)
+{
+    PyObject *path, *directory, *plain, *number = NULL;
+    long fd = -1;
+
+    path = PyBytes_FromStringAndSize(entry->path, (Py_ssize_t)entry->head_length);
+    if (!path)
+        return -2;
+    directory = PyDict_GetItemWithError(kept, path);
+    Py_DECREF(path);
+    if (!directory)
+        return PyErr_Occurred() ? -2 : -1;
+    Py_INCREF(directory);
+    plain = PyObject_GetAttrString(directory, "plain");
+    if (plain == Py_True)
+        number = PyObject_GetAttrString(directory, "fd");
+    if (number)
+        fd = PyLong_AsLong(number);
+    Py_XDECREF(number);
+    Py_XDECREF(plain);
+    Py_DECREF(directory);
+    if (PyErr_Occurred())
+        return -2;
+    return fd < 0 || fd > INT_MAX ? -1 : (int)fd;
+}
+
+/* What extract() returns. */
+static PyObject *outcome(const struct work *work, struct entry *entry, int fd)
+{
+    PyObject *directory, *result;
+
+    if (!work->count)
+        return Py_BuildValue("nnKOO", (Py_ssize_t)work->at, (Py_ssize_t)0, 0ULL, Py_None, Py_None);
+    parse(work->chunk + work->last, entry, work->longest);
+    if (fd < 0)
+        directory = Py_NewRef(Py_None);
+    else
+        directory = Py_BuildValue("y#iIK", entry->path, (Py_ssize_t)entry->path_length, fd,
+                                  (unsigned)entry->mode, (unsigned long long)entry->mtime);
+    result = Py_BuildValue("nnKy#N", (Py_ssize_t)work->at, (Py_ssize_t)work->count, (unsigned long long)work->bytes,
+                           entry->name, (Py_ssize_t)entry->name_length, directory);
+    if (!result && fd >= 0)
+        close(fd);
+    return result;
+}
+
+PyDoc_STRVAR(extract_doc,
+    "extract(chunk, start, end, kept, most, longest, uid, gid, fix)\n\n"
+    "Make the plain entries that lie whole between start and end in chunk, at most so many and with names no\n"
+    "longer than that, and return after the first directory. kept maps paths to directories, of which the\n"
+    "attributes plain and fd are read. Returns where the next header lies, how many entries were made, the sum\n"
+    "of their sizes, the name of the last one, and (path, descriptor, mode, mtime) of the directory or None.\n"
+    "The interpreter lock is free while system calls are made.");
+
+static PyObject *extract(PyObject *module, PyObject *arguments)
+{
+    Py_buffer chunk;
+    Py_ssize_t start, end, most, longest;
+    PyObject *kept, *result = NULL;
+    struct entry entry;
+    unsigned uid, gid, fix;
+    int parent = -1, fd = -1;
+    bool going;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "y*nnO!nnIII", &chunk, &start, &end, &PyDict_Type, &kept, &most, &longest,
+                          &uid, &gid, &fix))
+        return NULL;
+    if (start < 0 || end < start || end > chunk.len || most < 0 || longest < 0) {
+        PyErr_SetString(PyExc_ValueError, "no part of the chunk, or a negative limit");
+    } else {
+        struct work work = {.chunk = chunk.buf, .at = (size_t)start, .end = (size_t)end, .most = (size_t)most,
+                            .longest = (size_t)longest, .uid = uid, .gid = gid, .fix = fix};
+
+        for (going = next(&work, &entry); going;) {
+            parent = find_parent(kept, &entry);
+            if (parent < 0)
+                break;
+            Py_BEGIN_ALLOW_THREADS
+            if (entry.directory) {
+                fd = make_directory(&work, parent, &entry);
+                if (fd >= 0)
+                    made(&work, &entry);
+                going = false;
+            } else {
+                going = make_files(&work, parent, &entry);
+            }
+            Py_END_ALLOW_THREADS
+        }
+        if (parent != -2)
+            result = outcome(&work, &entry, fd);
+    }
+    PyBuffer_Release(&chunk);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"extract", extract, METH_VARARGS, extract_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_native",
+    .m_doc = "The plain entries of a layer tar, made without the interpreter.",
+    .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&definition);
+}
