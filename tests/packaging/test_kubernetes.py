@@ -14,7 +14,6 @@ import yaml
 from kubernetes_validate import utils as schemas  # type: ignore[import-untyped]
 
 from layerlimit import __version__
-from layerlimit.cli.settings import DEFAULT_ROOT
 from layerlimit.daemon.config import Config, parse_address, parse_config
 from layerlimit.limit import parse_size
 from layerlimit.setup import Stanzas, set_up_containerd
@@ -85,7 +84,13 @@ def test_paths_are_the_same_inside_and_on_the_host(
         if "hostPath" in volume:
             assert volume["hostPath"]["path"] == mounts[name]["mountPath"]
     assert mounts["dev"]["mountPath"] == "/dev"
-    assert config.root == DEFAULT_ROOT  # where the command looks on the node
+    # Without a file on the node, `setup containerd` writes the defaults.
+    defaults = Config()
+    assert (config.root, config.address, config.containerd) == (
+        defaults.root,
+        defaults.address,
+        defaults.containerd,
+    )
     (config_map,) = objects("daemonset.yaml", "ConfigMap")
     assert volumes["config"]["configMap"]["name"] == config_map["metadata"]["name"]
 
