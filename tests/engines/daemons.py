@@ -254,7 +254,7 @@ class Snapshotter:
 
     def calls(self, rpc: str) -> int:
         """How many calls of ``rpc`` succeeded, by the log of all daemons that there were."""
-        lines = self.daemon.log.read_text(errors="replace").splitlines()
+        lines = (self.island.directory / "layerlimit.log").read_text(errors="replace").splitlines()
         return sum(f'"rpc": "{rpc}"' in line and '"code": "OK"' in line for line in lines)
 
     def cli(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,10 @@ def engine(request: pytest.FixtureRequest, land: Land, archives: dict[str, Path]
         address = ground.directory / "ctd.sock"
         layerlimit = Snapshotter(ground, names, ("--containerd", address)).start()
         classes = tuple(CLASSES)
-        containerd = Containerd(ground, request.param, classes, layerlimit.socket, handlers=classes).start()
+        containerd = Containerd(
+            ground, request.param, classes, layerlimit.socket, differ=True, handlers=classes
+        )
+        containerd.start()
         for archive in archives.values():
             containerd.ctr("images", "import", "--local", archive, namespace="k8s.io")
         yield containerd
@@ -37,6 +40,16 @@ def pods(engine: Containerd) -> Iterator[cri.Pods]:
     with cri.pods(engine.address, engine.island.cgroup) as client:
         awaited("CRI to answer", client.ready)
         yield client
+
+
+def test_the_first_pod_of_a_class_has_its_images_unpacked_by_ours(engine: Containerd, pods: cri.Pods) -> None:
+    """The first of the module."""
+    unpacked = Snapshotter(engine.island).calls
+    assert unpacked("Apply") == 0
+    sandbox = pods.run("first", "limited")
+    pods.start(sandbox, "first", image.TEST_IMAGE)
+    assert unpacked("Apply") == len(image.pause_layers()) + len(image.busybox_layers())
+    pods.remove(sandbox)
 
 
 @pytest.mark.parametrize(
