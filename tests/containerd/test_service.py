@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from layerlimit.containerd.wire import snapshots_pb2 as wire
-from tests.containerd.client import Client, Daemon, Refused, mount, unmount
+from tests.containerd.client import Client, Daemon, Refused, awaited, mount, unmount
+from tests.scratch import mounts_below
 
 pytestmark = pytest.mark.lane("root", "overlay", "loop")
 
@@ -147,6 +148,20 @@ def test_names_are_no_files(snapshots: Client, name: str) -> None:
     snapshots.mounts(name)
     assert snapshots.names() == {name}
     snapshots.remove(name)
+
+
+def test_a_commit_is_detached_without_being_asked(daemon: Daemon, tmp_path: Path) -> None:
+    """The call does not wait for it, and neither does anything that comes next."""
+    small, at = daemon.of("small"), tmp_path / "at"
+    mount(small.prepare("a"), at)
+    (at / "file").write_text("written")
+    unmount(at)
+    small.commit("c", "a")
+    mount(small.view("v", "c"), at)
+    assert (at / "file").read_text() == "written"
+    unmount(at)
+    small.remove("v")
+    awaited("the image to be detached", lambda: not mounts_below(daemon.root))
 
 
 def test_usage(snapshots: Client, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from layerlimit import AlreadyExists, Busy, InvalidArgument, Limit, NotFound, OutOfSpace, Policy, Store
 from layerlimit.archive.docker_archive import DockerArchive
 from layerlimit.linux.statx import is_mount_point
-from layerlimit.store import Gauge, Kind
+from layerlimit.store import Gauge, Info, Kind
 from tests.archive.images import docker_archive, layer_tar, sha256
 
 MIB = 1 << 20
@@ -206,3 +206,61 @@ def test_gauges_of_what_changes_or_is_damaged_tell_nothing_false(store: Store) -
     gauges = {each.name: each for each in store.gauges()}
     assert (gauges["growing"].limit_bytes, gauges["growing"].used_bytes) == (8 * MIB, None)
     assert (gauges["damaged"].limit_bytes, gauges["damaged"].used_bytes) == (None, None)
+
+
+@pytest.fixture
+def committed(store: Store) -> Info:
+    """A layer that an engine wrote to, and that was committed without detaching it."""
+    store.create("base")
+    store.commit("base", "below")
+    store.create("web", "below", limit=Limit(8 * MIB))
+    (mount,) = store.mounts("web")
+    upper = next(option for option in mount.options if option.startswith("upperdir="))
+    Path(upper.removeprefix("upperdir="), "file").write_text("written")
+    return store.commit("web", "image", detach=False)
+
+
+def is_attached(store: Store, id: str) -> bool:
+    return is_mount_point(store.root / "img" / id)
+
+
+def test_a_commit_can_leave_the_detaching_to_the_reaper(store: Store, committed: Info) -> None:
+    assert (committed.kind, committed.used_inodes) == (Kind.COMMITTED, 1)
+    assert is_attached(store, committed.id)
+    assert store.reaper.run(everywhere=False) == []
+    assert not is_attached(store, committed.id)
+    assert list(store.check()) == []
+    with store.mounted("image") as path:
+        assert (path / "file").read_text() == "written"
+    store.reaper.run(everywhere=False)
+
+
+def test_a_detaching_that_was_not_done_is_done_by_the_next_opening(store: Store, committed: Info) -> None:
+    Store(store.root).close()
+    assert not is_attached(store, committed.id)
+
+
+def test_a_detaching_to_come_hinders_no_child(store: Store, committed: Info) -> None:
+    """It stays attached as long as its child is; and nobody can write to it any more."""
+    store.create("child", "image", limit=Limit(8 * MIB))
+    store.mounts("child")
+    assert store.reaper.run(everywhere=False) == []
+    assert is_attached(store, committed.id)
+    with pytest.raises(OSError, match="Read-only"):
+        (store.root / "diff" / committed.id / "late").touch()
+    store.driver.release(store.stat("child").id)
+    assert not is_attached(store, committed.id)
+
+
+def test_a_detaching_to_come_hinders_no_removal(store: Store, committed: Info) -> None:
+    store.rm("image")
+    assert store.gc() == []
+    assert not store.driver.exists(committed.id)
+    with store.database.reading() as db:
+        assert db.execute("SELECT count(*) FROM detaching").fetchone()[0] == 0
+
+
+def test_a_commit_of_what_is_held_is_busy(store: Store) -> None:
+    store.create("web", limit=Limit(8 * MIB))
+    with store.mounted("web"), pytest.raises(Busy):
+        store.commit("web", "image", detach=False)

@@ -53,10 +53,10 @@ def status_of(error: Error) -> tuple[grpc.StatusCode, str]:
 class Service:
     """The ten calls, for the classes of one daemon by name."""
 
-    def __init__(self, classes: Mapping[str, Snapshots], removed: Callable[[], None]) -> None:
-        """``removed`` is called after each removal: there is something to delete."""
+    def __init__(self, classes: Mapping[str, Snapshots], left: Callable[[], None]) -> None:
+        """``left`` is called after each commit and removal: there is something to detach or delete."""
         self._classes = classes
-        self._removed = removed
+        self._left = left
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server is given."""
@@ -104,11 +104,12 @@ class Service:
 
     def _commit(self, request: Any) -> Any:
         self._class(request).commit(request.key, request.name, request.parent, dict(request.labels))
+        self._left()
         return Empty()
 
     def _remove(self, request: Any) -> Any:
         self._class(request).remove(request.key)
-        self._removed()
+        self._left()
         return Empty()
 
     def _stat(self, request: Any) -> Any:

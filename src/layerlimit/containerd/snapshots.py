@@ -150,7 +150,10 @@ class Snapshots:
             self._synced.add(info.id)
 
     def commit(self, key: str, name: str, parent: str, labels: Mapping[str, str]) -> None:
-        """Freeze a snapshot under another name, durably. ``parent``, if given, has to be its parent."""
+        """Freeze a snapshot under another name, durably. ``parent``, if given, has to be its parent.
+
+        Its image is detached by the reaper.
+        """
         info = self._store.stat(key)
         if parent and parent != info.parent:
             above = self._store.stat(parent)

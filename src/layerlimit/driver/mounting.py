@@ -21,7 +21,7 @@ from layerlimit.driver.records import Layer, Records
 from layerlimit.driver.removal import delete_tree
 from layerlimit.errors import Busy, Corrupt, Error, NotFound, from_os_error
 from layerlimit.limit import Limiter, Place, Record
-from layerlimit.linux import files, xattr
+from layerlimit.linux import files, mount, xattr
 from layerlimit.linux.statfs import statfs
 from layerlimit.linux.statx import is_mount_point, statx
 from layerlimit.union import Stack, Union
@@ -294,9 +294,20 @@ class Mounter:
 
     def _detach(self, id: str) -> None:
         if self._holds.needed_by_child(id, self.is_up):
+            self._end_writing(id)
             return
         self._detach_image(id)
         self._holds.clear(id)
+
+    def _end_writing(self, id: str) -> None:
+        """Nobody holds the layer any more, and it stays attached below its children: have it read-only.
+
+        Not while an engine that had it mounted still writes: that goes on until it is unmounted.
+        """
+        place = self._layout.root / "img" / id
+        with contextlib.suppress(OSError):
+            if is_mount_point(place) and not statfs(place).read_only:
+                mount.make_read_only(place)
 
     def _detach_image(self, id: str) -> None:
         self._limiter.detach(id)

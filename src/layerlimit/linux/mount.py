@@ -281,3 +281,10 @@ def bind(source: AnyPath, target: AnyPath, *, read_only: bool = False, recursive
         if read_only:
             tree.set_attributes(set_=MOUNT_ATTR_RDONLY, recursive=recursive)
         tree.attach(target)
+
+
+def make_read_only(mount_point: AnyPath) -> None:
+    """Reconfigure the file system mounted there, in all its mounts; EBUSY while it is being written to."""
+    with FsContext.pick(mount_point) as context:
+        context.set_flag("ro")
+        context.reconfigure()

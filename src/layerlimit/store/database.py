@@ -4,6 +4,7 @@
     label   free text by key, for an entry
     trash   driver layers that no entry names any more, or not yet (an import); the reaper deletes them
     resizing  layers that are about to grow: their promises may be too high; the reaper settles them
+    detaching  committed layers whose images are still attached from before; the reaper detaches them
     total   one row, kept by triggers: how many bytes the limits of all entries promise together
     policy  one row once somebody configured admission
 
@@ -74,6 +75,9 @@ _MIGRATIONS = (
     """,
     """
     CREATE TABLE resizing (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE detaching (id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
     """,
 )
 _WAIT_SECONDS = 30.0

@@ -1,8 +1,9 @@
 """Deleting what no entry names: after a removal, after a crash, and when asked. It is one function.
 
-Three things are found: ids in ``trash``, whose entries were removed or whose import died; ids in
-``resizing``, whose resize died; and driver layers that never got an entry because their creator died. The
-last are deleted when they hold nothing; one that holds data is moved to ``lost/`` and reported. A layer that
+Four things are found: ids in ``trash``, whose entries were removed or whose import died; ids in
+``resizing``, whose resize died; ids in ``detaching``, whose commit left that for later; and driver layers
+that never got an entry because their creator died. The last are deleted when they hold nothing; one that
+holds data is moved to ``lost/`` and reported. A layer that
 somebody is working on is locked, and skipped.
 """
 
@@ -54,10 +55,12 @@ class Reaper:
         Not ``everywhere`` is what was put into the trash; layers without a row take a look at all layers.
         """
         notes = self._empty_trash()
-        for id in self._resizing():
+        for id in self._listed("resizing"):
             with self._locks.attempt(id) as held:
                 if held is not None:
                     notes.extend(self._settle_later(id))
+        for id in self._listed("detaching"):
+            notes.extend(self._detach(id))
         for id in self._orphans() if everywhere else ():
             with self._locks.attempt(id) as held:
                 if held is not None and self._is_orphan(id):
@@ -95,9 +98,23 @@ class Reaper:
         self._delete(id)
         self._forget([id])
 
-    def _resizing(self) -> list[str]:
+    def _listed(self, table: str) -> list[str]:
         with self._database.reading() as db:
-            return [id for (id,) in db.execute("SELECT id FROM resizing")]
+            return [id for (id,) in db.execute(f"SELECT id FROM {table}")]
+
+    def _detach(self, id: str) -> list[str]:
+        """Take back what an engine was handed out of a layer that is committed by now.
+
+        Without the lock on the layer: it is written to no more, whoever works on it may go on.
+        """
+        try:
+            with contextlib.suppress(NotFound):  # removed since
+                self._driver.release(id)
+        except Error as error:
+            return [f"{id} is committed but cannot be detached yet: {error.message}"]
+        with self._database.writing() as db:
+            db.execute("DELETE FROM detaching WHERE id = ?", (id,))
+        return []
 
     def _settle_later(self, id: str) -> list[str]:
         try:

@@ -262,28 +262,34 @@ class Store(Reading):
         labels: Mapping[str, str] | None = None,
         durable: bool = True,
         synced: bool = False,
+        detach: bool = True,
     ) -> Info:
         """Freeze the writable layer ``name`` under the name ``new``; copies and walks nothing.
 
         Its file system is synced first, unless ``durable`` is False, which is recorded, or the caller has
         ``synced`` it since it was last written to. Busy while the layer is held; AlreadyExists;
-        InvalidArgument when it is not active. Labels are replaced.
+        InvalidArgument when it is not active. Labels are replaced. What :meth:`mounts` attached is detached,
+        which takes longer the more was written; without ``detach`` the reaper does it, at its next run.
         """
         check_name(new)
         kept = check_labels(dict(labels or {}))
         with self._holding(name) as info:
             self._require_active(info)
-            return self._commit(info, new, kept, durable, synced)
+            return self._commit(info, new, kept, durable=durable, synced=synced, detach=detach)
 
-    def _commit(self, info: Info, new: str, labels: Mapping[str, str], durable: bool, synced: bool) -> Info:
+    def _commit(
+        self, info: Info, new: str, labels: Mapping[str, str], *, durable: bool, synced: bool, detach: bool
+    ) -> Info:
         with self.database.reading() as db:
             self._refuse_name(db, new)
         if any(self.driver.users(info.id)):
             raise Busy(f"layer {info.name!r} is mounted", hint="unmount it first", code="layer.held")
         if durable and not synced:
             self.driver.sync(info.id)
-        self.driver.release(info.id)
         limited = self.driver.limit(info.id) is not None
+        later = limited and not detach
+        if not later:
+            self.driver.release(info.id)
         used = self.driver.usage(info.id) if limited else None
         now = time.time_ns()
         with self.database.writing() as db:
@@ -303,6 +309,8 @@ class Store(Reading):
                 ),
             )
             set_labels(db, info.id, labels)
+            if later:
+                db.execute("INSERT OR IGNORE INTO detaching VALUES (?)", (info.id,))
         return self.stat(new)
 
     @contextlib.contextmanager
