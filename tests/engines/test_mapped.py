@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +51,13 @@ def engine(
         yield engine
 
 
-@pytest.mark.parametrize("labels", [("--remap-labels",), ()], ids=["labels", "no labels"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(("--remap-labels",), id="labels"),
+        pytest.param((), id="no labels", marks=pytest.mark.long),
+    ],
+)
 def test_root_inside_is_limited(engine: Containerd, labels: tuple[str, ...]) -> None:
     engine.start_container("mapped", image.TEST_IMAGE, snapshotter=NAME, options=(*MAPPED, *labels))
     script = f"{inside.FREE} && echo made >/made && chmod 600 /old/kept && rm /etc/group && {OWNERS}"
@@ -62,6 +71,36 @@ def test_root_inside_is_limited(engine: Containerd, labels: tuple[str, ...]) -> 
     # Without labels nobody tells us, and containerd's own differ, that these are mapped.
     assert {entries[name].uid for name in ("made", "old/kept")} == ({0} if labels else {HOST})
     engine.remove_container("mapped")
+
+
+def test_a_limited_layer_below_is_mapped_too(engine: Containerd, tmp_path: Path) -> None:
+    """It is a mount of its own, which a mount with mapped owners has to reach."""
+    layers = [*image.busybox_layers(), image.layer(("extra", b"not unpacked\n", 0o644))]
+    name = "localhost/above:1"
+    archive = image.archive(tmp_path / "above.tar", name, layers)
+    below = image.archive(tmp_path / "below.tar", "localhost/below:1", layers[:-1])
+    engine.load(below, NAME)
+    engine.start_container("frozen", "localhost/below:1", snapshotter=NAME)
+    engine.sh("frozen", "echo limited >/extra")
+    engine.ctr("tasks", "kill", "--signal", "SIGKILL", "frozen")
+    engine.ctr("tasks", "delete", "--force", "frozen")
+    # Under the name by which containerd looks for the top layer of the other image.
+    engine.ctr("snapshots", "--snapshotter", NAME, "commit", chain_id(layers), "frozen")
+    engine.ctr("containers", "delete", "--keep-snapshot", "frozen")
+    engine.load(archive, NAME)
+    options = (*MAPPED, "--remap-labels")
+    script = "cat /extra; stat -c 'owner %u:%g' /extra /new; echo more >>/extra && cat /extra"
+    said = engine.run("above", name, "/bin/sh", "-c", script, snapshotter=NAME, options=options)
+    assert said.stdout == "limited\nowner 0:0\nowner 0:0\nlimited\nmore\n", said.stderr
+    engine.ctr("images", "rm", "--sync", name, "localhost/below:1")
+
+
+def chain_id(layers: list[bytes]) -> str:
+    """What containerd calls the snapshot of the last of these layers."""
+    digests = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+    return reduce(
+        lambda chain, each: f"sha256:{hashlib.sha256(f'{chain} {each}'.encode()).hexdigest()}", digests
+    )
 
 
 def changes(engine: Containerd, key: str) -> dict[str, tarfile.TarInfo]:
