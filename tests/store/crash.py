@@ -31,7 +31,7 @@ _ID = re.compile(r"\bs[a-z2-7]{8}\b")
 #: Operations whose errors leave the state of before or that of after: part of them cannot be taken back.
 _EITHER = {"umount", "apply", "resize", "rm_and_reap"}
 #: Operations that come to the same however often they are done.
-_REPEATABLE = {"umount", "apply", "resize", "update", "configure"}
+_REPEATABLE = {"umount", "apply", "resize", "update", "configure", "mounts"}
 
 #: Disturbs an operation at a step.
 Disturb = Callable[["Ground", Step], Outcome]
@@ -103,7 +103,7 @@ def portrait(store: Store, *, lost: bool = True) -> frozenset[str]:
                 spare = room.f_bfree * room.f_frsize + store.usage(info.name).bytes - limit.bytes
                 assert 0 <= spare < limit.bytes * 0.25, f"{info.name} has {spare} bytes over its limit"
     with store.database.reading() as db:
-        for table in ("trash", "total", "policy"):
+        for table in ("trash", "resizing", "detaching", "total", "policy"):
             lines |= {f"{table} {tuple(row)}" for row in db.execute(f"SELECT * FROM {table}")}
     return frozenset(_ID.sub(lambda found: names.get(found[0], found[0]), line) for line in lines)
 

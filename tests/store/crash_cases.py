@@ -62,6 +62,14 @@ def mounted(name: str) -> Callable[[Store], None]:
     return prepare
 
 
+def attached(name: str) -> Callable[[Store], None]:
+    def prepare(store: Store) -> None:
+        make(store, name)
+        store.mounts(name)
+
+    return prepare
+
+
 def left_over(store: Store) -> None:
     """What a dead process leaves: a removed layer that is not deleted, and one that never got its row."""
     layers("web", "doomed")(store)
@@ -137,6 +145,7 @@ CASES = [
     Case("commit-limited", ("commit", "web", "new", True), layers("web"), order=("fsync|syncfs", "pwrite64")),
     Case("commit-plain", ("commit", "plain", "new", True), layers("plain"), order=("syncfs", "pwrite64")),
     Case("commit-unsynced", ("commit", "heir", "new", False), layers("heir")),
+    Case("commit-attached", ("commit_attached", "heir", "new"), attached("heir")),
     Case("rm", ("rm", "heir"), layers("heir")),
     Case("rm-and-reap", ("rm_and_reap", "heir"), layers("heir")),
     Case("gc", ("gc",), layers("doomed")),
@@ -150,6 +159,7 @@ CASES = [
     Case("configure", ("configure",)),
     Case("mount", ("mount", "heir"), layers("heir")),
     Case("mount-committed", ("mount", "lim"), layers("lim")),
+    Case("mounts", ("mounts", "heir"), layers("heir")),
     Case("umount", ("umount", "heir"), mounted("heir")),
     Case("apply-plain", ("apply", "plain"), layers("plain")),
     Case("apply-limited", ("apply", "heir"), layers("heir")),

@@ -52,6 +52,10 @@ def _commit(store: Store, name: str, new: str, durable: bool) -> None:
     store.commit(name, new, durable=durable, labels={"b": "2"})
 
 
+def _commit_attached(store: Store, name: str, new: str) -> None:
+    store.commit(name, new, detach=False)
+
+
 def _rm(store: Store, name: str) -> None:
     store.rm(name)
 
@@ -75,6 +79,10 @@ def _update(store: Store, name: str) -> None:
 
 def _mount(store: Store, name: str) -> None:
     store.mount(name)
+
+
+def _mounts(store: Store, name: str) -> None:
+    store.mounts(name)
 
 
 def _umount(store: Store, name: str) -> None:
@@ -104,8 +112,9 @@ def _repair(_: Store | None, root: str) -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _create, _view, _import_tar, _import_over, _import_image, _commit, _rm, _rm_and_reap, _resize,
-        _rename, _update, _mount, _umount, _apply, _configure, _gc, _open, _repair,
+        _create, _view, _import_tar, _import_over, _import_image, _commit, _commit_attached, _rm,
+        _rm_and_reap, _resize, _rename, _update, _mount, _mounts, _umount, _apply, _configure, _gc, _open,
+        _repair,
     )
 }  # fmt: skip
 WITHOUT_STORE = {"open", "repair"}
