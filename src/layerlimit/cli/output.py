@@ -68,6 +68,8 @@ def write_error(line: str) -> None:
 
 def printable(name: str) -> str:
     """A file name for a line of text: control characters as ``\\xNN``, all else as it is."""
+    if name.isprintable():  # nearly every one is, and this is quick to see
+        return name
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", name)
 
 

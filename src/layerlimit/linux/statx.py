@@ -6,6 +6,7 @@ One call of about a microsecond, where reading mountinfo takes milliseconds once
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,8 @@ from layerlimit.linux.libc import (
     libc,
     path_bytes,
 )
+
+AnyPath = str | bytes | os.PathLike[str]
 
 _STATX_BASIC_STATS: Final = 0x7FF
 _STATX_MNT_ID: Final = 0x1000
@@ -88,15 +91,10 @@ class Statx:
         return os.makedev(self.dev_major, self.dev_minor)
 
 
-def statx(path: str | bytes | os.PathLike[str] | int) -> Statx:
+def statx(path: AnyPath | int) -> Statx:
     """Look at ``path`` or an open descriptor; a last symbolic link is not followed, nothing automounted."""
     buffer = _Statx()
-    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
-    mask = _STATX_BASIC_STATS | _STATX_MNT_ID
-    if isinstance(path, int):
-        check(libc.statx(path, b"", flags | AT_EMPTY_PATH, mask, ctypes.byref(buffer)), "statx")
-    else:
-        check(libc.statx(AT_FDCWD, path_bytes(path), flags, mask, ctypes.byref(buffer)), "statx", path)
+    check(_call(path, _STATX_BASIC_STATS | _STATX_MNT_ID, buffer), "statx", _named(path))
     return Statx(
         mode=buffer.mode,
         ino=buffer.ino,
@@ -107,12 +105,27 @@ def statx(path: str | bytes | os.PathLike[str] | int) -> Statx:
     )
 
 
-def is_mount_point(path: str | bytes | os.PathLike[str] | int) -> bool:
+def is_mount_point(path: AnyPath | int) -> bool:
     """Whether something is mounted exactly at ``path``; False where ``path`` is missing.
 
     Other errors are raised: a path that cannot be looked at is not "not mounted".
     """
-    try:
-        return statx(path).mount_root
-    except FileNotFoundError:
+    buffer = _Statx()
+    result = _call(path, 0, buffer)  # the attributes come unasked
+    if result < 0 and ctypes.get_errno() == errno.ENOENT:
         return False
+    check(result, "statx", _named(path))
+    return bool(buffer.attributes & _STATX_ATTR_MOUNT_ROOT)
+
+
+def _call(path: AnyPath | int, mask: int, buffer: _Statx) -> int:
+    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
+    if isinstance(path, int):
+        result: int = libc.statx(path, b"", flags | AT_EMPTY_PATH, mask, ctypes.byref(buffer))
+    else:
+        result = libc.statx(AT_FDCWD, path_bytes(path), flags, mask, ctypes.byref(buffer))
+    return result
+
+
+def _named(path: AnyPath | int) -> AnyPath | None:
+    return None if isinstance(path, int) else path

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from layerlimit.driver import Driver, State
-from layerlimit.errors import NotFound
+from layerlimit.errors import Error, NotFound
 from layerlimit.limit import Limit, Usage
 from layerlimit.store.admission import Capacity, Policy, read_policy, write_policy
 from layerlimit.store.database import Database
-from layerlimit.store.entry import Gauge, Info, Kind, check_name, named
+from layerlimit.store.entry import Gauge, Info, Kind, check_name, named, speak_of
 from layerlimit.store.filters import parse
 from layerlimit.store.gauges import Gauges
 from layerlimit.store.rows import COLUMNS, FROM, chain, children, to_info
@@ -104,8 +104,11 @@ class Reading:
 
     def limit_of(self, info: Info) -> Limit | None:
         """:meth:`limit` of an entry that was read already, for those who ask for many."""
-        with named(info):
+        try:
             return self.driver.limit(info.id)
+        except Error as error:
+            speak_of(error, info.id, info.name)
+            raise
 
     def chain(self, name: str) -> list[str]:
         """The names of the entry's ancestors, the nearest first."""

@@ -32,17 +32,16 @@ def command(settings: Settings, filters: tuple[str, ...]) -> None:
         settings.show_all([], lambda: [] if settings.quiet else columns(_HEADER, []))
         return
     with settings.open_store() as store:
-        entries = [summary(store, info) for info in store.ls(*filters)]
+        infos = store.ls(*filters)
+        if settings.quiet and settings.format == "table":
+            settings.show_all([], lambda: [printable(info.name) for info in infos])
+            return
+        entries = [summary(store, info) for info in infos]
     for entry in entries:
         if "error" in entry:
             settings.say(f"{entry['name']} is damaged: {entry['error']['message']}")
 
-    def table() -> list[str]:
-        if settings.quiet:
-            return [printable(entry["name"]) for entry in entries]
-        return list(columns(_HEADER, map(_row, entries)))
-
-    settings.show_all(entries, table)
+    settings.show_all(entries, lambda: columns(_HEADER, map(_row, entries)))
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
