@@ -65,6 +65,19 @@ def outcomes(disk: VolatileDisk, target: Path, *blocks: int) -> set[bytes]:
     return found
 
 
+def test_what_may_be_lost_is_known(disk: VolatileDisk, tmp_path: Path) -> None:
+    client = Client(disk)
+    for offset, size in ((0, 1), (2, 2), (5, 1)):
+        client.do((WRITE, offset * BLOCK, b"x" * size * BLOCK))
+    client.do((FLUSH, 0, b""))
+    client.do((WRITE, 7 * BLOCK, b"y" * BLOCK))
+    assert disk.wait_for_unflushed(blocks=1, timeout=0.0)
+    assert not disk.wait_for_unflushed(blocks=2, timeout=0.0)
+    assert disk.risky(blocks=3) == [2, 3]
+    assert [disk.cut(at, None, tmp_path / "target") for at in range(6)] == [0, 1, 3, 4, 0, 1]
+    client.socket.close()
+
+
 def test_only_what_a_later_flush_covers_is_sure(disk: VolatileDisk, tmp_path: Path) -> None:
     target = tmp_path / "cut"
     client = Client(disk)

@@ -74,6 +74,7 @@ class VolatileDisk:
         self._live = os.open(self._live_path, os.O_RDWR | os.O_CLOEXEC)
         self._data = os.open(directory / f"{base.name}.log", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._end = 0
+        self._unflushed = 0
 
     def __enter__(self) -> Self:
         return self
@@ -128,11 +129,26 @@ class VolatileDisk:
         with self._changed:
             return self._changed.wait_for(decided, timeout) and not self.positions(unless)
 
-    def cut(self, position: int, choice: random.Random | None, target: Path) -> None:
-        """Makes ``target`` the disk as a cut at ``position`` may leave it.
+    def wait_for_unflushed(self, *, blocks: int, timeout: float) -> bool:
+        """Waits until that many blocks could be lost; False when that takes too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._unflushed >= blocks, timeout)
+
+    def risky(self, *, blocks: int) -> list[int]:
+        """The positions at which that many blocks could be lost."""
+        found, unflushed = [], 0
+        for number, entry in enumerate(self._log):
+            unflushed = _unflushed_after(entry, unflushed)
+            if unflushed >= blocks:
+                found.append(number + 1)
+        return found
+
+    def cut(self, position: int, choice: random.Random | None, target: Path) -> int:
+        """Makes ``target`` the disk as a cut at ``position`` may leave it; says how many blocks lost writes.
 
         ``choice`` decides what stays of all that may be lost; without one, nothing does.
         """
+        lost = 0
         copy_disk(self._base, target)
         fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -150,8 +166,10 @@ class VolatileDisk:
                 kept = 0 if choice is None else choice.randint(0, len(versions))
                 if kept:
                     os.pwrite(fd, versions[kept - 1], number * BLOCK)
+                lost += kept < len(versions)
         finally:
             os.close(fd)
+        return lost
 
     def _collect(self, entry: _Entry, fd: int, pending: dict[int, list[bytes]]) -> None:
         data = os.pread(self._data, entry.size, entry.at)
@@ -226,8 +244,15 @@ class VolatileDisk:
     def _append(self, entry: _Entry) -> None:
         with self._changed:
             self._log.append(entry)
-            if entry.event is not None:
-                self._changed.notify_all()
+            self._unflushed = _unflushed_after(entry, self._unflushed)
+            self._changed.notify_all()
+
+
+def _unflushed_after(entry: _Entry, before: int) -> int:
+    """How many blocks were written since the last flush; more than there are, if some were written twice."""
+    if entry.event is not None:
+        return before
+    return before + -(-entry.size // BLOCK) if entry.size else 0
 
 
 def _requests(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes | int]]:
