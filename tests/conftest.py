@@ -226,6 +226,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     for line in config.stash.get(GUEST_HEADER, []):
         terminalreporter.write_line(f"guest {line}")
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:  # of the fixture record_property: how much a test did
+            terminalreporter.write_line(f"{report.nodeid}: {name} {value}")
     for left in config.stash[_LEFT_BEHIND]:
         terminalreporter.write_line(f"FAILED: the run left behind: {left}", red=True)
 

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -361,6 +361,7 @@ def test_store_agrees_with_the_model(
     tmp_path: Path,
     workers: Workers,
     request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
 ) -> None:
     seed = random.randrange(1 << 32) if "long" in request.node.callspec.id else SEED
     seed = int(os.environ.get("LAYERLIMIT_SEED", seed))
@@ -392,6 +393,7 @@ def test_store_agrees_with_the_model(
         )
     for event in sorted(wanted - set(seen)):
         print("never:", event)
+    record_property("steps", seen["steps"])
     print(f"{seen['steps']} steps in {seen['examples']} stores: {dict(sorted(seen.items()))}")
     assert seen["steps"] >= examples * length * 0.9
     assert wanted <= set(seen)

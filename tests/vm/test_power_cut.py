@@ -22,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,8 +169,9 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> list[Cut]:
     return power_cuts(tmp_path_factory.mktemp("cuts"), runs, seed=1)
 
 
-def test_power_cut_breaks_no_promise(cuts: list[Cut]) -> None:
+def test_power_cut_breaks_no_promise(cuts: list[Cut], record_property: Callable[[str, object], None]) -> None:
     ours = [cut for cut in cuts if not cut.run.mutant]
+    record_property("blocks that lost writes in each cut:", [cut.lost for cut in ours])
     assert len(ours) == 5
     assert any(cut.lost for cut in ours)
     assert [(cut.said, cut.faults) for cut in ours if cut.faults] == []
@@ -183,9 +184,11 @@ def test_missing_sync_is_found(cuts: list[Cut], mutant: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 105))
-def test_many_power_cuts_break_no_promise(tmp_path: Path, seed: int) -> None:
+def test_many_power_cuts_break_no_promise(
+    tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
+) -> None:
     found = power_cuts(tmp_path, [Run("ext4", seed, 6), Run("xfs", seed + 1000, 4)], seed)
-    print(f"{len(found)} cuts, blocks that lost writes: {[cut.lost for cut in found]}")
+    record_property("blocks that lost writes in each cut:", [cut.lost for cut in found])
     assert len(found) == 10
     assert [(cut.said, cut.faults) for cut in found if cut.faults] == []
     # What an operation that returned has flushed cannot be lost: those cuts lose little or nothing.
