@@ -97,12 +97,11 @@ def test_unpacking_is_finished_later(world: tuple[Containerd, Snapshotter], tmp_
     data = [(f"data{number}", os.urandom(MIB), 0o644) for number in range(LAYERS)]
     layers = [*image.busybox_layers(), *(image.layer(file) for file in data)]
     archive = image.archive(tmp_path / "many.tar", image.TEST_IMAGE, layers)
-    for made in (1, 8):
-        with killed_after(layerlimit, made):
-            done = engine.ctr("images", "import", "--snapshotter", NAME, archive, check=False)
-        assert done.returncode != 0, done.stdout
-        layerlimit.start()
-        engine.reach(NAME)
+    with killed_after(layerlimit, LAYERS // 2):
+        done = engine.ctr("images", "import", "--snapshotter", NAME, archive, check=False)
+    assert done.returncode != 0, done.stdout
+    layerlimit.start()
+    engine.reach(NAME)
     engine.load(archive, NAME)
     script = "cat /data* | stat -c %s /data11; ls /old"
     said = engine.run("whole", image.TEST_IMAGE, "/bin/sh", "-c", script, snapshotter=NAME)
@@ -146,6 +145,55 @@ def kill_in_apply(
             return  # the large layer's was not answered
         forget()
     raise AssertionError("it was never killed in the middle")
+
+
+@pytest.mark.long
+def test_a_layer_is_unpacked_anew_after_containerd_was_killed(
+    unpacking: tuple[Containerd, Snapshotter], large: Path
+) -> None:
+    engine, layerlimit = unpacking
+    line: list[str | Path] = ["images", "import", "--snapshotter", NAME, large]
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(lambda: engine.ctr(*line, check=False))
+        awaited("the last layer", lambda: [*layerlimit.root.glob("diff/*/large")], seconds=20)
+        engine.daemon.end(signal.SIGKILL)
+        assert running.result().returncode != 0
+    engine.start()
+    engine.ctr(*line)
+    said = engine.run("whole", image.TEST_IMAGE, "/bin/sh", "-c", LOOK, snapshotter=NAME)
+    assert holds_all(said.stdout), said.stderr
+    engine.ctr("images", "rm", "--sync", image.TEST_IMAGE)
+    # What was half unpacked is the killed import's for a day, by a lease of containerd's.
+    leases = engine.ctr("leases", "ls", "--quiet").stdout.split()
+    engine.ctr("leases", "rm", "--sync", *leases)
+    is_clean(engine, layerlimit)
+
+
+@pytest.mark.long
+def test_a_layer_is_exported_anew(
+    unpacking: tuple[Containerd, Snapshotter], archives: dict[str, Path]
+) -> None:
+    """The daemon is killed while Docker has it write a container's changes."""
+    engine, layerlimit = unpacking
+    docker = Docker(engine.island, engine, NAME, live_restore=True).start()
+    docker("load", "--input", archives["test"])
+    limited = ("--detach", "--network=none", "--name", "changed", "--storage-opt", "size=400m")
+    docker("run", *limited, image.TEST_IMAGE, "sleep", "3600")
+    docker("exec", "changed", "sh", "-c", f"dd if=/dev/urandom of=/large bs=1048576 count={LARGE // MIB}")
+    uploads = engine.island.directory / "containerd/io.containerd.content.v1.content/ingest"
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(lambda: docker("commit", "changed", "localhost/changed:1", check=False))
+        awaited("the upload", lambda: any(path.stat().st_size for path in uploads.glob("*/data")))
+        layerlimit.daemon.end(signal.SIGKILL)
+        assert running.result().returncode != 0
+    layerlimit.start()
+    engine.reach(NAME)
+    docker("commit", "changed", "localhost/changed:1")
+    said = docker("run", "--rm", "--network=none", "localhost/changed:1", "sh", "-c", LOOK)
+    assert holds_all(said.stdout), said.stderr
+    docker("rm", "--force", "changed")
+    docker("rmi", "localhost/changed:1", image.TEST_IMAGE)
+    is_clean(engine, layerlimit)
 
 
 def holds_all(said: str) -> bool:
