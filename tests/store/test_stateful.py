@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -301,6 +302,8 @@ class Machine(RuleBasedStateMachine):
         finally:
             for worker in self.processes:
                 worker.close()
+        if not self.failed:
+            shutil.rmtree(self.root)
 
     def _remove_everything(self) -> None:
         entries = self.world.entries
