@@ -104,6 +104,8 @@ class Deletions(Protocol):
     recorded: bool
     #: Whether the marks are names of their own, beside the names they are about.
     beside: bool
+    #: Whether the mark of a deletion has the name itself: it cannot be made while the name is there.
+    in_place: bool
 
     def is_whiteout(self, status: os.stat_result) -> bool:
         """Whether an entry with this status is the mark of a deletion."""
@@ -225,7 +227,7 @@ class Tree:
         fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
         return self.adopt(path, fd, acl=directory.acl, setgid=not directory.exact)
 
-    def adopt(self, path: bytes, fd: int, *, acl: bool = False, setgid: bool = False) -> Directory:
+    def adopt(self, path: bytes, fd: int, *, acl: bool, setgid: bool) -> Directory:
         """Keep the open directory ``fd`` that was just made; ``path`` leads to it."""
         made = Directory(fd, acl=acl, setgid=setgid, fresh=True, marked=False, tracked=self.tracked)
         self._remember(path, made)

@@ -25,6 +25,7 @@ class Overlay:
 
     recorded = True
     beside = False
+    in_place = True
 
     def __init__(self, *, userxattr: bool) -> None:
         self._attribute = opaque_attribute(userxattr=userxattr)
@@ -65,6 +66,7 @@ class Aufs:
 
     recorded = True
     beside = True
+    in_place = False
 
     def is_whiteout(self, status: os.stat_result) -> bool:
         return False
@@ -117,6 +119,7 @@ class Flat:
 
     recorded = False
     beside = False
+    in_place = False
 
     def is_whiteout(self, status: os.stat_result) -> bool:
         return False

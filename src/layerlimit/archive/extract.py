@@ -116,22 +116,25 @@ class Extractor:
 
     def _make_plain(self, extract: native.Extract) -> None:
         """Let the native core make the plain entries that come next; it stops at the first other one."""
-        reader, tree = self._reader, self._tree
+        reader, tree, short = self._reader, self._tree, self._short
+        uid, gid, fix = self._uid, self._gid, self._fix
+        chunk, start, end, most = reader.lend()
         while True:
-            chunk, start, end, most = reader.lend()
-            position, entries, size, name, made = extract(
-                chunk, start, end, tree.kept, most, self._short, self._uid, self._gid, self._fix
+            start, entries, size, name, made = extract(
+                chunk, start, end, tree.kept, most, short, uid, gid, fix
             )
             if name is None:
                 return
-            reader.passed(position, entries, name)
+            reader.passed(start, entries, name)
+            most -= entries
             self.bytes += size
             if made is None:
                 return
             path, fd, mode, seconds = made
             tree.begin()
-            tree.adopt(path, fd).changed(mode=mode, acl=False)
-            self._wait(path, b"", seconds * 1_000_000_000, seconds * 1_000_000_000)
+            tree.adopt(path, fd, acl=False, setgid=bool(mode & stat.S_ISGID))
+            time = seconds * 1_000_000_000
+            self._wait(path, b"", time, time)
 
     def _new_file(self, parent: int, base: bytes) -> bool:
         """The short way for a new plain file; False, with nothing done, if the name is taken."""
@@ -249,6 +252,12 @@ class Extractor:
         directory = self._marked_directory(head)
         if directory is None:
             return
+        if self._deletions.in_place:
+            try:
+                self._deletions.delete(self._tree, directory, name)
+                return
+            except FileExistsError:
+                pass  # it was written by this archive, or before
         self._tree.remove(directory, name)
         self._deletions.delete(self._tree, directory, name)
 

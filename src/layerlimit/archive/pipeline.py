@@ -1,18 +1,21 @@
 """The stream of a layer as uncompressed chunks, read, inflated and hashed beside their use.
 
-    stream → (read) → fill and hash → the caller extracts → buffers go round again
+    stream → (read) → fill → the caller extracts → buffers go round again
+                          ↘ hash                ↗
 
-Each arrow is a queue; ``fill`` is a thread that reads or inflates, and then hashes what it has handed over
-while it lies in its processor's cache; ``read`` is one more thread for compressed streams. One for the hash
-alone doubles the hand-offs, and each costs a wake-up and a wait for the interpreter lock, which reading,
-inflating and hashing leave. Memory is the buffers, whatever the size of the layer.
+The caller's thread extracts and one more hashes; to *fill* (to read, or to inflate) is the work of whichever
+of the two would wait otherwise, so that two processors stay busy with small files and with large ones.
+``read`` is one more thread for compressed streams. Reading, inflating and hashing leave the interpreter
+lock. Memory is the buffers, whatever the size of the layer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,9 +24,9 @@ from layerlimit.archive.inflate import Compression, Inflater, detect
 from layerlimit.archive.limits import KIB, MIB, Limits
 from layerlimit.errors import from_os_error
 
-CHUNK = MIB
+CHUNK = 2 * MIB
 _RAW = 256 * KIB  # compressed bytes at a time, and the first look at any stream
-_BUFFERS = 6
+_BUFFERS = 8
 _RAW_BUFFERS = 3
 
 
@@ -56,28 +59,16 @@ class _Stopped(Exception):
     """The consumer is gone."""
 
 
-class _Filler:
-    """A thread that fills buffers ahead of :meth:`next`, and passes on what its work raises.
+class _ReadAhead:
+    """A thread that fills buffers ahead of :meth:`next`, and passes on what its work raises."""
 
-    ``then`` gets each of them, in order, after :meth:`next` may have it.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        fill: Callable[[memoryview], int],
-        *,
-        size: int,
-        count: int,
-        then: Callable[[memoryview], None] | None = None,
-    ) -> None:
+    def __init__(self, fill: Callable[[memoryview], int], *, size: int, count: int) -> None:
         self._fill = fill
-        self._then = then
         self._full: SimpleQueue[tuple[memoryview, int] | BaseException] = SimpleQueue()
         self._free: SimpleQueue[memoryview | None] = SimpleQueue()
         self._size = size
         self._unmade = count  # buffers come into being as they are needed
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="layer-read", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -118,10 +109,138 @@ class _Filler:
                 self._full.put((buffer, filled))
                 if filled == 0:
                     return
-                if self._then is not None:
-                    self._then(buffer[:filled])
         except BaseException as error:  # whatever it is belongs to the thread that asked for the work
             self._full.put(error)
+
+
+@dataclass(slots=True, eq=False)
+class _Chunk:
+    """A filled buffer, until the caller and the hash are done with it."""
+
+    buffer: memoryview
+    filled: int
+    users: int = 2
+
+
+class _Chunks:
+    """Chunks in the order of the stream, all of them hashed by a thread.
+
+    :meth:`next` fills one itself when none is ready; the thread fills ahead while it has none to hash.
+    """
+
+    def __init__(self, fill: Callable[[memoryview], int], update: Callable[[memoryview], None]) -> None:
+        self._fill = fill
+        self._update = update
+        self._turn = threading.Lock()  # who has it fills, one at a time
+        self._changed = threading.Condition()  # its lock guards all that follows
+        self._ready: deque[_Chunk] = deque()
+        self._unhashed: deque[_Chunk] = deque()
+        self._spare: list[memoryview] = []
+        self._unmade = _BUFFERS  # buffers come into being as they are needed
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="layer-hash", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def next(self) -> _Chunk | None:
+        """The next chunk, None at the end; :meth:`release` it when done, before asking for another."""
+        with self._changed:
+            if self._ready:
+                return self._ready.popleft()
+        with self._turn:
+            with self._changed:
+                if self._ready:  # filled while we waited for our turn
+                    return self._ready.popleft()
+                # What is missing is in the backlog of the hash.
+                self._changed.wait_for(lambda: self._spare or self._unmade or self._failure)
+                if self._failure is not None:
+                    raise self._failure
+                if self._ended:
+                    return None
+                buffer = self._take_buffer()
+            self._fill_one(buffer)
+        with self._changed:
+            return self._ready.popleft() if self._ready else None
+
+    def release(self, chunk: _Chunk) -> None:
+        with self._changed:
+            chunk.users -= 1
+            if chunk.users == 0:
+                self._spare.append(chunk.buffer)
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Make the thread end as soon as it looks."""
+        with self._changed:
+            self._failure = self._failure or _Stopped()
+            self._changed.notify_all()
+
+    def join(self, *, timeout: float | None = None) -> None:
+        self._thread.join(timeout)
+
+    def finish(self) -> None:
+        """Wait until the last chunk is hashed."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            self._hash_all()
+        except BaseException as error:  # whatever it is belongs to the thread that asked for the work
+            with self._changed:
+                self._failure = self._failure or error
+                self._changed.notify_all()
+
+    def _hash_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._unhashed or self._ended or self._failure or self._spare or self._unmade
+                )
+                if self._failure is not None or (self._ended and not self._unhashed):
+                    return
+                chunk = self._unhashed.popleft() if self._unhashed else None
+            if chunk is None:
+                self._fill_ahead()
+            else:
+                self._update(chunk.buffer[: chunk.filled])
+                self.release(chunk)
+
+    def _fill_ahead(self) -> None:
+        with self._turn:
+            with self._changed:
+                done = self._ended or self._failure is not None
+                if done or self._unhashed or not (self._spare or self._unmade):
+                    return  # the caller was faster
+                buffer = self._take_buffer()
+            self._fill_one(buffer)
+
+    def _take_buffer(self) -> memoryview:
+        if self._spare:
+            return self._spare.pop()
+        self._unmade -= 1
+        return memoryview(bytearray(CHUNK))
+
+    def _fill_one(self, buffer: memoryview) -> None:
+        """Fill ``buffer`` and hand it to both sides; the caller has the turn."""
+        try:
+            filled = self._fill(buffer)
+        except BaseException as error:  # nobody is to read on
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            if filled:
+                chunk = _Chunk(buffer, filled)
+                self._ready.append(chunk)
+                self._unhashed.append(chunk)
+            else:
+                self._ended = True
+            self._changed.notify_all()
 
 
 class Source:
@@ -136,15 +255,15 @@ class Source:
         self._readinto = _readinto_of(stream)
         self._limits = limits or Limits()
         self._hash = hashlib.sha256()
-        self._lent: tuple[memoryview, int] | None = None
+        self._lent: _Chunk | None = None
         self._first: tuple[memoryview, int] | None = None
         self._stream_ended = False
         self._ended = False
-        self._raw: _Filler | None = None
-        self._filler: _Filler | None = None
+        self._raw: _ReadAhead | None = None
+        self._chunks: _Chunks | None = None
         self._fill: Callable[[memoryview], int] = self._read
-        self._spare: memoryview | None = None
         self._raw_lent: memoryview | None = None
+        self._own: memoryview | None = None  # the only buffer, without threads
         self.compression = Compression.NONE
         self.bytes = 0  # handed out by :meth:`chunk`, uncompressed
 
@@ -154,30 +273,28 @@ class Source:
         self._first = (first, filled)
         self.compression = detect(bytes(first[: min(filled, 16)]))
         threaded = not self._stream_ended
-        if self.compression is not Compression.NONE:
+        if self.compression is Compression.NONE:
+            self._hash.update(first[:filled])
+        else:
             inflater = Inflater(self.compression, self._next_raw, limits=self._limits)
             self._fill = inflater.fill
             if threaded:
-                self._raw = _Filler("layer-read", self._read, size=_RAW, count=_RAW_BUFFERS)
+                self._raw = _ReadAhead(self._read, size=_RAW, count=_RAW_BUFFERS)
                 self._raw.start()
         if threaded:
-            if self.compression is Compression.NONE:
-                self._hash.update(first[:filled])
-            self._filler = _Filler(
-                "layer-fill", self._fill, size=CHUNK, count=_BUFFERS, then=self._hash.update
-            )
-            self._filler.start()
+            self._chunks = _Chunks(self._fill, self._hash.update)
+            self._chunks.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for filler in (self._raw, self._filler):
-            if filler is not None:
-                filler.stop()
-        if self._filler is not None and self._raw is not None:
-            self._filler.join()  # it waits for nothing but self._raw, which is stopped
-        reading = self._raw or self._filler
+        for thread in (self._raw, self._chunks):
+            if thread is not None:
+                thread.stop()
+        if self._chunks is not None and self._raw is not None:
+            self._chunks.join()  # it waits for nothing but self._raw, which is stopped
+        reading = self._raw or self._chunks
         if reading is not None:
             # Nobody can interrupt a read, and who feeds the stream may be waiting for us.
             reading.join(timeout=None if self._stream_ended else 0.1)
@@ -186,34 +303,27 @@ class Source:
         """The next chunk, valid until the next call; empty at the end. Whole chunks but for the last one."""
         if self._ended:
             return memoryview(b"")
-        if self._lent is not None:
-            self._finish_chunk(*self._lent)
+        if self._lent is not None and self._chunks is not None:
+            self._chunks.release(self._lent)
             self._lent = None
         if self._first is not None and self.compression is Compression.NONE:
-            self._lent, self._first = self._first, None
-        elif self._filler is not None:
-            self._lent = self._filler.next()
+            (buffer, filled), self._first = self._first, None  # hashed before all others
+        elif self._chunks is not None:
+            self._lent = self._chunks.next()
+            buffer, filled = (self._lent.buffer, self._lent.filled) if self._lent else (memoryview(b""), 0)
         else:
-            buffer = self._spare if self._spare is not None else memoryview(bytearray(CHUNK))
-            self._spare = None
-            self._lent = (buffer, self._fill(buffer))
-        buffer, filled = self._lent
+            self._own = buffer = self._own or memoryview(bytearray(CHUNK))
+            filled = self._fill(buffer)
+            self._hash.update(buffer[:filled])
         self._ended = filled == 0
         self.bytes += filled
         return buffer[:filled]
 
     def digest(self) -> str:
         """``sha256:<hex>`` of the uncompressed bytes, once :meth:`chunk` has returned an empty one."""
-        if self._filler is not None:
-            self._filler.join()
+        if self._chunks is not None:
+            self._chunks.finish()
         return f"sha256:{self._hash.hexdigest()}"
-
-    def _finish_chunk(self, buffer: memoryview, filled: int) -> None:
-        if self._filler is None:
-            self._hash.update(buffer[:filled])
-            self._spare = buffer if len(buffer) == CHUNK else None
-        elif len(buffer) == CHUNK:
-            self._filler.release(buffer)
 
     def _next_raw(self) -> memoryview:
         """The next compressed piece, valid until the next call."""
