@@ -31,7 +31,7 @@ _ID = re.compile(r"\bs[a-z2-7]{8}\b")
 #: Operations whose errors leave the state of before or that of after: part of them cannot be taken back.
 _EITHER = {"umount", "apply", "resize", "rm_and_reap"}
 #: Operations that come to the same however often they are done.
-_REPEATABLE = {"umount", "apply", "resize", "update", "configure", "mounts"}
+_REPEATABLE = {"umount", "apply", "resize", "update", "configure"}
 
 #: Disturbs an operation at a step.
 Disturb = Callable[["Ground", Step], Outcome]
