@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -263,3 +265,19 @@ def _as_umoci_tells(seen: dict[bytes, trees.Seen]) -> dict[bytes, trees.Seen]:
         time = 0 if at.kind == "d" else (at.mtime + half) // trees.SECOND
         told[path] = replace(at, mtime=time, links=())
     return told
+
+
+def test_owners_are_those_that_are_said(tmp_path: Path) -> None:
+    upper, tar = tmp_path / "upper", tmp_path / "tar"
+    (upper / "dir").mkdir(parents=True)
+    os.setxattr(upper / "dir", "trusted.overlay.opaque", b"y")
+    (upper / "dir/file").touch()
+    (upper / "dir/link").symlink_to("file")
+    with (upper / "holes").open("wb") as holes:
+        holes.truncate(1 << 20)
+    for sparse in (False, True):
+        with tar.open("wb") as out:
+            write(upper, out, form=Form.OVERLAY, sparse=sparse, owners=lambda uid, gid: (uid + 3, gid + 5))
+        with tarfile.open(tar) as opened:
+            members = opened.getmembers()
+        assert [(member.uid, member.gid) for member in members] == [(os.getuid() + 3, os.getgid() + 5)] * 5

@@ -209,19 +209,6 @@ def test_times_are_cut_to_seconds_unless_asked_for(tmp_path: Path) -> None:
     assert b" mtime=5.999999999\n" in export(tmp_path, times="ns")[2]
 
 
-def test_owners_are_those_that_are_said(tmp_path: Path) -> None:
-    (tmp_path / "dir").mkdir()
-    opaque(tmp_path / "dir")
-    (tmp_path / "dir/file").touch()
-    (tmp_path / "dir/link").symlink_to("file")
-    with (tmp_path / "holes").open("wb") as holes:
-        holes.truncate(1 << 20)
-    for sparse in (False, True):
-        members, _, _ = export(tmp_path, sparse=sparse, owners=lambda uid, gid: (uid + 3, gid + 5))
-        assert {(member.uid, member.gid) for member in members} == {(os.getuid() + 3, os.getgid() + 5)}
-        assert len(members) == 5
-
-
 def test_source_date_epoch_caps_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, time in [("old", 100), ("new", ANCIENT)]:
         (tmp_path / name).touch()
