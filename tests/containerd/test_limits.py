@@ -15,7 +15,7 @@ from google.protobuf.any_pb2 import Any as Packed
 
 from layerlimit.containerd.wire import containers_pb2 as containers
 from layerlimit.limit import Limit
-from layerlimit.store import Store
+from layerlimit.store import Policy, Store
 from tests.containerd.client import MIB, NAME, Client, Daemon, Refused, clear, mount, unmount
 
 pytestmark = pytest.mark.lane("root", "overlay", "loop")
@@ -202,7 +202,8 @@ def test_silent_containerd_lets_nothing_start(daemon: Daemon, engine: Engine) ->
 
 
 def docker_container(snapshots: Client) -> str:
-    snapshots.layer("moby/1/chain")
+    if "moby/1/chain" not in snapshots.names():
+        snapshots.layer("moby/1/chain")
     snapshots.prepare(f"moby/2/{ID}-init-key", "moby/1/chain")
     snapshots.commit(f"moby/3/{ID}-init", f"moby/2/{ID}-init-key")
     snapshots.prepare(f"moby/4/{ID}", f"moby/3/{ID}-init")
@@ -241,6 +242,33 @@ def test_bad_storage_opt_is_refused_by_name(daemon: Daemon, docker: Path, option
     ((name, value),) = options.items()
     said = refusal(snapshots.mounts, key)
     assert f"--storage-opt {name}={value}" in said or "maximum" in said
+
+
+@pytest.mark.parametrize("name", ["bounded", NAME], ids=["limited", "unlimited"])
+def test_without_room_docker_is_refused_in_mounts(daemon: Daemon, docker: Path, name: str) -> None:
+    """A Prepare that fails would leave Docker's lease and what it made before; not so a start."""
+    snapshots = daemon.of(name)
+    snapshots.layer("moby/1/chain")
+    with Store(daemon.root) as store:
+        store.configure(Policy(floor=1 << 60))
+        key = docker_container(snapshots)
+        host_config(docker)
+        for _ in range(2):
+            with pytest.raises(Refused, match=r"less than the floor.*host\.full") as caught:
+                snapshots.mounts(key)
+            assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert in_force(snapshots, key) is None
+        snapshots.update(key, {"a": "b"})
+        with pytest.raises(Refused):
+            snapshots.mounts(key)
+        for other in ("default/1/web", f"moby/5/{ID[:25]}"):  # who fails without leaving anything
+            with pytest.raises(Refused, match="less than the floor"):
+                snapshots.prepare(other)
+        store.configure(Policy())
+        snapshots.mounts(key)
+        assert in_force(snapshots, key) == (16 * MIB if name == "bounded" else None)
+        store.configure(Policy(floor=1 << 60))
+        snapshots.mounts(key)  # it was admitted
 
 
 def test_a_changed_limit_outlives_a_restart(daemon: Daemon, engine: Engine) -> None:

@@ -39,6 +39,12 @@ class Key:
         )
 
     @property
+    def is_init_of_docker(self) -> bool:
+        """What a container of Docker's stands on, while Docker puts a few empty files into it."""
+        id = self.client.removesuffix("-init-key")
+        return self.namespace == DOCKER and id != self.client and _DOCKER_ID.fullmatch(id) is not None
+
+    @property
     def is_copy_of_image(self) -> bool:
         """An image's files with other owners, for user namespaces. No container's id has a colon."""
         return _COPY.fullmatch(self.client) is not None

@@ -26,7 +26,8 @@ from layerlimit.union import Mount
 LIMIT: Final = "layerlimit/limit.bytes"
 _APPLIED: Final = "layerlimit/limit.applied"  # what was asked for when the limit was last set; not shown
 _COPY: Final = "layerlimit/owners.copied"  # an image whose owners containerd has changed already; not shown
-_OURS: Final = frozenset({LIMIT, _APPLIED, _COPY})
+_PENDING: Final = "layerlimit/admission.pending"  # made although there was no room: Mounts asks; not shown
+_OURS: Final = frozenset({LIMIT, _APPLIED, _COPY, _PENDING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,13 @@ class Snapshots:
         try:
             info = self._store.create(key, parent, limit=limit, unlimited=limit is None, labels=kept)
         except OutOfSpace:
-            if limit is None or not asks.is_container_of_docker:
+            if not asks.is_container_of_docker and not asks.is_init_of_docker:
                 raise
-            # Docker leaks what it made before a Prepare that fails; Mounts refuses, and it cleans up.
-            info = self._store.create(key, parent, unlimited=True, labels=_without_ours(kept))
+            # Docker leaks what it made before a Prepare that fails. It uses no mounts of the container's but
+            # those of Mounts, which refuses, and then it cleans up.
+            noted = {_PENDING: "yes"} if asks.is_container_of_docker else {}
+            labels = {**_without_ours(kept), **noted}
+            info = self._store.create(key, parent, unlimited=True, labels=labels, admitted=True)
         with self._removed_on_error(key):
             mounts = self._mounts(info)
             _give_to(mounts[-1], owner)
@@ -106,18 +110,21 @@ class Snapshots:
         return self._mounts(info)
 
     def _enforce(self, info: Info) -> None:
-        """Give the layer the limit that is asked for, unless it was given that before.
+        """Give the layer the limit that is asked for, unless it was given that before; OutOfSpace.
 
         So a limit that somebody changed since, by ``resize`` or a label, outlives a restart of the container.
         """
         limit = self._wanted(info)
+        if limit is None and _PENDING in info.labels:
+            self._store.admit()
+            self._store.update(info.name, {}, only=[_PENDING])
         if limit is None or (info.labels.get(_APPLIED) == _text(limit) and info.promised):
             return
         if not _is(self._store.limit(info.name), limit):
             # Detached it can be made larger or smaller by any kernel. One that is in use stays locked: Busy.
             self._store.driver.release(info.id)
             self._store.resize(info.name, limit)
-        self._store.update(info.name, {_APPLIED: _text(limit)}, only=[_APPLIED])
+        self._store.update(info.name, {_APPLIED: _text(limit)}, only=[_APPLIED, _PENDING])
 
     def _wanted(self, info: Info) -> Limit | None:
         key = read_key(info.name, info.parent)

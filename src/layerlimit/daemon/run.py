@@ -18,7 +18,7 @@ from layerlimit.containerd.origins import Containerd, Docker
 from layerlimit.containerd.server import serving
 from layerlimit.containerd.service import Service
 from layerlimit.containerd.snapshots import Class, Snapshots
-from layerlimit.daemon.config import Config
+from layerlimit.daemon.config import Config, PolicyTable
 from layerlimit.daemon.notify import notify, take_notify_socket
 from layerlimit.daemon.observe import observe
 from layerlimit.errors import Busy, Error, from_os_error
@@ -47,7 +47,8 @@ def run(config: Config) -> None:
         containerd = Containerd(config.containerd)
         stack.callback(containerd.close)
         docker = Docker(Path(config.docker_root)) if config.docker_root else None
-        policy = config.policy.over(store.policy)
+        # What the file does not say is asked of the store each time: it may be changed while we run.
+        policy = None if config.policy == PolicyTable() else config.policy.over(store.policy)
         classes = {
             each.name: Snapshots(
                 store.partition(each.name, policy=policy),
@@ -64,7 +65,7 @@ def run(config: Config) -> None:
             Service(classes, removed.set).handler(),
             diff_handlers(store, content, lambda info: classes[info.namespace].synced(info.name)),
         )
-        observer = observe(store, config.metrics.address)
+        observer = observe(store.partition(store.namespace, policy=policy), config.metrics.address)
         stack.enter_context(serving(Path(config.address), handlers, observer.interceptors))
         stack.enter_context(observer.endpoint())
         notify(manager, "READY=1")

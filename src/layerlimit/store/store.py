@@ -99,15 +99,18 @@ class Store(Reading):
         limit: Limit | None = None,
         unlimited: bool = False,
         labels: Mapping[str, str] | None = None,
+        admitted: bool = False,
     ) -> Info:
         """A writable layer over the committed entry ``parent`` (``""``: an empty base).
 
         Without a ``limit`` it gets the store's default, if there is one and it is not to be ``unlimited``.
+        Whoever says ``admitted`` lets nothing be written before :meth:`admit` agrees.
         AlreadyExists, NotFound, InvalidArgument (the parent is not committed), OutOfSpace (admission).
         """
         if limit is None and not unlimited:
             limit = self._default_limit or self.policy.limit
-        self._admit(limit.bytes if limit else 0)
+        if not admitted:
+            self.admit(limit.bytes if limit else 0)
         return self._add(name, parent, Kind.ACTIVE, limit=limit, labels=labels)
 
     @spending()
@@ -115,7 +118,8 @@ class Store(Reading):
         """A read-only view of the committed entry ``parent``, under a name of its own."""
         return self._add(name, parent, Kind.VIEW, limit=None, labels=labels)
 
-    def _admit(self, more: int) -> None:
+    def admit(self, more: int = 0) -> None:
+        """OutOfSpace unless a writable layer may be made now, with a limit of ``more`` bytes."""
         capacity = self.capacity()
         self.policy.admit(capacity, more, self._largest() if capacity.full else "")
 
@@ -231,7 +235,7 @@ class Store(Reading):
         def fill(id: str) -> tuple[str | None, str]:
             return fill_from_tars(self.driver, id, streams, limits=limits, flat=not parent, told=told)
 
-        self._admit(limit.bytes if limit else 0)
+        self.admit(limit.bytes if limit else 0)
         return self._add(name, parent, Kind.COMMITTED, limit=limit, labels=labels, fill=fill)
 
     def import_image(
@@ -249,7 +253,7 @@ class Store(Reading):
         def fill(id: str) -> tuple[str | None, str]:
             return fill_from_image(self.driver, id, image, limits=limits, told=told)
 
-        self._admit(limit.bytes if limit else 0)
+        self.admit(limit.bytes if limit else 0)
         return self._add(name, "", Kind.COMMITTED, limit=limit, labels=labels, fill=fill)
 
     # -- change ------------------------------------------------------------------------------------
@@ -379,7 +383,7 @@ class Store(Reading):
 
     def _grow(self, info: Info, limit: Limit) -> None:
         if limit.bytes > info.promised:
-            self._admit(limit.bytes - info.promised)
+            self.admit(limit.bytes - info.promised)
         with self.database.writing() as db:
             promised = max(limit.bytes, info.promised)
             db.execute("UPDATE entry SET promised = ? WHERE id = ?", (promised, info.id))
@@ -399,7 +403,7 @@ class Store(Reading):
             self._require_fitting(info, limit)
         promised = limit.bytes if limit else 0
         if promised > info.promised:
-            self._admit(promised - info.promised)
+            self.admit(promised - info.promised)
         with self.reaper.owned(new_id()) as id:
             try:
                 with self.database.writing() as db:
