@@ -99,6 +99,24 @@ def test_bad_size_is_refused_by_name(world: World, size: str) -> None:
     assert awaited("nothing to be left", lambda: world.layerlimit.island.loops() == [])
 
 
+def test_a_disk_below_its_floor_starts_nothing_and_leaves_nothing(world: World) -> None:
+    def left() -> tuple[str, str]:
+        return world.containerd.ctr("leases", "ls", "-q", namespace="moby").stdout, world.layerlimit.cli(
+            "ls"
+        ).stdout
+
+    arguments = ("run", "--network=none", "--name", "late", image.TEST_IMAGE, "true")
+    before = left()
+    world.layerlimit.cli("config", "floor=1PiB")
+    done = world.docker(*arguments, check=False)
+    world.layerlimit.cli("config", "floor=0")
+    assert done.returncode not in (0, 1)
+    assert "less than the floor" in done.stderr
+    world.docker("rm", "--force", "late")
+    awaited("nothing to be left", lambda: left() == before)
+    world.docker(*arguments)
+
+
 def test_cp_into_an_unstarted_container(world: World) -> None:
     big, small = (world.docker.island.directory / name for name in ("big", "small"))
     big.write_bytes(bytes(28 * MIB))
