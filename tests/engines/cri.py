@@ -19,10 +19,18 @@ _NODE = 2  # NamespaceMode: the host's network, for which no CNI plug-in is need
 
 @dataclass
 class Pods:
-    """Pods on the node's network, with one container each."""
+    """Pods with one container each: on the node's network, or with users of their own."""
 
     channel: grpc.Channel
     cgroup: str
+    host_root: int = 0  # whom root of a pod with users of its own is outside
+
+    @property
+    def _namespaces(self) -> Mapping[int, object]:
+        if not self.host_root:
+            return {1: _NODE}
+        ids = {1: self.host_root, 3: 65536}
+        return {5: {2: ids, 3: ids}}
 
     def _call(
         self, method: str, request: Mapping[int, object], *, seconds: float = 30
@@ -33,7 +41,7 @@ class Pods:
         return decode(call(encode(request), timeout=seconds))
 
     def _config(self, name: str, annotations: dict[str, str]) -> Mapping[int, object]:
-        security = {1: {1: _NODE}}
+        security = {1: self._namespaces}
         described = {7: annotations} if annotations else {}
         return {1: {1: name, 2: name, 3: "default"}, **described, 8: {1: f"/{self.cgroup}", 2: security}}
 
@@ -52,7 +60,7 @@ class Pods:
     def start(self, sandbox: str, name: str, image: str, annotations: dict[str, str] | None = None) -> str:
         """CreateContainer and StartContainer of one that does nothing; its id. ``name`` is the pod's too."""
         config: dict[int, object] = {1: {1: name}, 2: {1: image}, 3: ["/bin/sleep", "3600"]}
-        config[15] = {2: {3: {1: _NODE}}}
+        config[15] = {2: {3: self._namespaces}}
         if annotations:
             config[10] = annotations
         answer = self._call("CreateContainer", {1: sandbox, 2: config, 3: self._config(name, {})})
@@ -79,6 +87,6 @@ def _text(value: bytes | int) -> str:
 
 
 @contextmanager
-def pods(socket: Path, cgroup: str) -> Iterator[Pods]:
+def pods(socket: Path, cgroup: str, host_root: int = 0) -> Iterator[Pods]:
     with grpc.insecure_channel(f"unix://{socket}") as channel:
-        yield Pods(channel, cgroup)
+        yield Pods(channel, cgroup, host_root)

@@ -85,13 +85,15 @@ _RUNTIME = """
 """
 
 
-def _cri(release: Release, default: str, handlers: Sequence[str]) -> str:
+def _cri(release: Release, default: str, handlers: Sequence[str], cni: Path) -> str:
     if release.config == 2:
         return '[plugins."io.containerd.grpc.v1.cri"]\n  restrict_oom_score_adj = true\n'
+    programs = f'bin_dirs = ["{cni}"]' if release.numbers > (2, 0) else f'bin_dir = "{cni}"'
     lines = [
         f'[plugins."io.containerd.cri.v1.images"]\n  snapshotter = "{default}"\n',
         '[plugins."io.containerd.cri.v1.images".pinned_images]\n  sandbox = "localhost/pause:1"\n',
         '[plugins."io.containerd.cri.v1.runtime"]\n  restrict_oom_score_adj = true\n',
+        f'[plugins."io.containerd.cri.v1.runtime".cni]\n  {programs}\n  conf_dir = "{cni}"\n',
         _RUNTIME.format(name="runc"),
     ]
     for name in handlers:
@@ -130,7 +132,11 @@ class Containerd:
     def start(self) -> Containerd:
         directory = self.island.directory
         config = directory / "containerd.toml"
-        text = _common(self.release, directory) + _cri(self.release, "overlayfs", self.handlers) + self.more
+        text = (
+            _common(self.release, directory)
+            + _cri(self.release, "overlayfs", self.handlers, directory / "cni")
+            + self.more
+        )
         if self.socket:
             stanzas = Stanzas(
                 tuple(self.names),

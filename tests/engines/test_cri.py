@@ -19,6 +19,22 @@ pytestmark = pytest.mark.lane("engines")
 CLASSES = {"limited": 16 * MIB, "roomy": 48 * MIB}
 
 
+PLUGIN = """#!/bin/sh
+# What CNI wants to hear of a network that is not there.
+echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "here"}],
+    "ips": [{"address": "10.9.8.7/24", "interface": 0}]}'
+"""
+
+
+def add_network(cni: Path) -> None:
+    """A network for pods that have users of their own: the node's they may not have."""
+    cni.mkdir()
+    for plugin in (cni / "nothing", cni / "loopback"):
+        plugin.write_text(PLUGIN)
+        plugin.chmod(0o755)
+    (cni / "0.conflist").write_text('{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "nothing"}]}')
+
+
 @pytest.fixture(scope="module", params=RELEASES[2:])  # 1.x has CRI's configuration elsewhere
 def engine(request: pytest.FixtureRequest, land: Land, archives: dict[str, Path]) -> Iterator[Containerd]:
     with land() as ground:
@@ -29,6 +45,8 @@ def engine(request: pytest.FixtureRequest, land: Land, archives: dict[str, Path]
         containerd = Containerd(
             ground, request.param, classes, layerlimit.socket, differ=True, handlers=classes
         )
+        add_network(ground.directory / "cni")
+        ground.open_to_mapped_users()
         containerd.start()
         for archive in archives.values():
             containerd.ctr("images", "import", "--local", archive, namespace="k8s.io")
@@ -80,3 +98,18 @@ def test_bad_annotation_is_refused(pods: cri.Pods) -> None:
         pods.run("bad", "limited", {"layerlimit/size": "banana"})
     assert "layerlimit/size" in str(caught.value)
     assert "banana" in str(caught.value)
+
+
+def test_a_pod_with_users_of_its_own(engine: Containerd) -> None:
+    with cri.pods(engine.address, engine.island.cgroup, 100_000) as pods:
+        awaited("CRI to answer", pods.ready)
+        sandbox = pods.run("users", "limited")
+        id = pods.start(sandbox, "users", image.TEST_IMAGE)
+        script = f"cat /proc/self/uid_map; stat -c 'owner %u:%g' / /new; {inside.FREE}; {inside.FILL}"
+        code, said = pods.sh(id, script)
+        pods.remove(sandbox)
+    assert code == 0, said
+    assert "100000" in said
+    assert said.count("owner 0:0\n") == 2
+    assert inside.is_limit(inside.available(said), CLASSES["limited"])
+    assert "No space left on device" in said

@@ -42,9 +42,7 @@ def engine(
         engine = Containerd(
             ground, release, (NAME,), layerlimit.socket, differ=True, remap_ids=mounts
         ).start()
-        # Mapped root reaches its root file system by a path through these.
-        for path in (ground.directory, *ground.directory.parents):
-            path.chmod(path.stat().st_mode | 0o011)
+        ground.open_to_mapped_users()
         layers = [*image.busybox_layers(), image.layer(("large", bytes(12 * MIB), 0o644))]
         archive = image.archive(tmp_path_factory.mktemp("image") / "large.tar", image.TEST_IMAGE, layers)
         engine.load(archive, NAME)
