@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import layerlimit
 from layerlimit.archive import Applied, Form, Limits, apply, native
 from layerlimit.errors import Error
 from tests.archive import trees
@@ -151,8 +152,10 @@ def spelt(some: random.Random) -> bytes:
     out = entry(b"a/", kind=b"5") + entry(b"d/", kind=b"5", mode=some.choice([0o755, 0o2755]))
     for name in some.choices(_NAMES, k=some.randint(2, 8)):
         data = b"" if name.endswith(b"/") else some.choice([b"", b"some", b"x" * 512, b"y" * 700])
-        kind = b"5" if name.endswith(b"/") else b"0"
-        block = bytearray(header(name, kind=kind, size=len(data), mode=some.choice([0o644, 0o4755])))
+        kind = b"5" if name.endswith(b"/") else b"0" if data else some.choice([b"0", b"2"])
+        link = some.choice([b"b", b"../x", b"/a", b"", b"t" * 100]) if kind == b"2" else b""
+        mode = some.choice([0o644, 0o4755])
+        block = bytearray(header(name, kind=kind, size=len(data), mode=mode, link=link))
         for _ in range(some.choice([0, 0, 0, 1, 2])):
             at, fields = some.choice(_ODDITIES)
             field = some.choice(fields)
@@ -212,6 +215,41 @@ def test_it_refuses_what_lies_outside_the_chunk() -> None:
 def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
     hook = runpy.run_path(str(ROOT / "hatch_build.py"))
     assert hook["compile_native"](SOURCE, tmp_path / "_native.so", *STRICT) == ""
+
+
+@in_root
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """This module once more, over a core that stops at an access out of bounds and at undefined behaviour."""
+    package = Path(next(iter(layerlimit.__path__)))
+    shutil.copytree(package, tmp_path / "layerlimit")
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))
+    core = tmp_path / "layerlimit/archive/_native.abi3.so"
+    sanitizers = "-fsanitize=address,undefined"
+    assert hook["compile_native"](SOURCE, core, sanitizers, "-fno-sanitize-recover=all") == ""
+    library = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    )
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "LAYERLIMIT_WHEEL"},
+        "PYTHONPATH": str(tmp_path),
+        "LD_PRELOAD": library.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "same or outside",
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.lane("cc")

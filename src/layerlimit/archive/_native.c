@@ -1,12 +1,12 @@
 /* The plain entries of a layer tar, made without the interpreter.
  *
  * One function: it takes the entries of an archive's chunk for as long as each is an ordinary header of a new
- * regular file, or of one new directory, in a directory that is open already. It stops at the first that is
+ * regular file or symbolic link, or of one new directory, in a directory that is open already. It stops at the first that is
  * anything else, and wherever a system call fails, and decides nothing: the Python code takes that entry again
  * from its header, and refuses it or replaces what lies there by its own rules and with its own words.
  *
  * So nothing here opens a path, follows a link, replaces or removes a name: there is one component, made anew
- * (O_EXCL, mkdir) below a descriptor that the kernel has resolved for contain.py.
+ * (O_EXCL, symlink, mkdir) below a descriptor that the kernel has resolved for contain.py.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -33,6 +33,8 @@ enum {
     MTIME_AT = 136,
     CHECKSUM_AT = 148,
     TYPE_AT = 156,
+    LINK_AT = 157,
+    LINK_SIZE = 100,
     MAGIC_AT = 257,
     MAGIC_SIZE = 8,
     PREFIX_AT = 345,
@@ -45,7 +47,7 @@ enum {
 };
 
 struct entry {
-    bool directory;
+    enum { FILE_ENTRY = '0', SYMLINK_ENTRY = '2', DIRECTORY_ENTRY = '5' } kind;
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -57,6 +59,7 @@ struct entry {
     size_t path_length;
     size_t head_length;         /* of the path, the directory */
     char base[LONGEST_NAME + 1]; /* of the path, the last component; terminated */
+    char target[LINK_SIZE + 1];  /* of a symbolic link; terminated */
 };
 
 struct work {
@@ -127,7 +130,7 @@ static bool parse_name(const unsigned char *block, struct entry *entry, size_t l
         entry->path += 2;
         length -= 2;
     }
-    if (entry->directory && length && entry->path[length - 1] == '/')
+    if (entry->kind == DIRECTORY_ENTRY && length && entry->path[length - 1] == '/')
         length--;
     for (slash = length; slash && entry->path[slash - 1] != '/';)
         slash--;
@@ -145,17 +148,23 @@ static bool parse(const unsigned char *block, struct entry *entry, size_t longes
 {
     uint64_t mode, uid, gid;
 
-    if (block[TYPE_AT] != '0' && block[TYPE_AT] != '5')
+    entry->kind = block[TYPE_AT];
+    if (entry->kind != FILE_ENTRY && entry->kind != SYMLINK_ENTRY && entry->kind != DIRECTORY_ENTRY)
         return false;
     if (!octal(block + MODE_AT, SHORT_NUMBER, &mode) || !octal(block + UID_AT, SHORT_NUMBER, &uid)
         || !octal(block + GID_AT, SHORT_NUMBER, &gid) || !octal(block + SIZE_AT, LONG_NUMBER, &entry->size)
         || !octal(block + MTIME_AT, LONG_NUMBER, &entry->mtime) || !checksum_fits(block))
         return false;
-    entry->directory = block[TYPE_AT] == '5';
     entry->mode = (mode_t)mode & 07777;
     entry->uid = (uid_t)uid;
     entry->gid = (gid_t)gid;
-    return !(entry->directory && entry->size) && parse_name(block, entry, longest);
+    if (entry->kind == SYMLINK_ENTRY) {
+        memcpy(entry->target, block + LINK_AT, LINK_SIZE);
+        entry->target[LINK_SIZE] = 0;
+        if (!entry->target[0])
+            return false;
+    }
+    return (entry->kind == FILE_ENTRY || entry->size == 0) && parse_name(block, entry, longest);
 }
 
 /* Bytes of the content and its padding; a size has 33 bits at most. */
@@ -177,7 +186,7 @@ static void made(struct work *work, const struct entry *entry)
     work->last = work->at;
     work->at += BLOCK + (size_t)stored(entry);
     work->count++;
-    work->bytes += entry->size;
+    work->bytes += entry->kind == SYMLINK_ENTRY ? strlen(entry->target) : entry->size;
 }
 
 /* Owner and mode where they are not what making gave; the owner first, since chown takes set-ids away. */
@@ -186,6 +195,18 @@ static bool set_owner_and_mode(const struct work *work, int fd, const struct ent
     if ((entry->uid != work->uid || entry->gid != work->gid) && fchown(fd, entry->uid, entry->gid) != 0)
         return false;
     return !(entry->mode & work->fix) || fchmod(fd, entry->mode) == 0;
+}
+
+static bool make_symlink(const struct work *work, int parent, const struct entry *entry)
+{
+    const struct timespec times[2] = {{.tv_sec = (time_t)entry->mtime}, {.tv_sec = (time_t)entry->mtime}};
+
+    if (symlinkat(entry->target, parent, entry->base) != 0)
+        return false;
+    if ((entry->uid != work->uid || entry->gid != work->gid)
+        && fchownat(parent, entry->base, entry->uid, entry->gid, AT_SYMLINK_NOFOLLOW) != 0)
+        return false;
+    return utimensat(parent, entry->base, times, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 static bool make_file(const struct work *work, int parent, const struct entry *entry)
@@ -210,20 +231,20 @@ static bool make_file(const struct work *work, int parent, const struct entry *e
     return close(fd) == 0 && whole;
 }
 
-/* Make ``entry`` and the files that follow it in the same directory. True: ``entry`` is now one to go on with. */
-static bool make_files(struct work *work, int parent, struct entry *entry)
+/* Make ``entry`` and what follows it in the same directory. True: ``entry`` is now one to go on with. */
+static bool make_siblings(struct work *work, int parent, struct entry *entry)
 {
     char head[LONGEST_NAME];
     size_t head_length = entry->head_length;
 
     memcpy(head, entry->path, head_length);
     do {
-        if (!make_file(work, parent, entry))
+        if (!(entry->kind == FILE_ENTRY ? make_file(work, parent, entry) : make_symlink(work, parent, entry)))
             return false;
         made(work, entry);
         if (!next(work, entry))
             return false;
-    } while (!entry->directory && entry->head_length == head_length && !memcmp(entry->path, head, head_length));
+    } while (entry->kind != DIRECTORY_ENTRY && entry->head_length == head_length && !memcmp(entry->path, head, head_length));
     return true;
 }
 
@@ -294,9 +315,9 @@ PyDoc_STRVAR(extract_doc,
     "extract(chunk, start, end, kept, most, longest, uid, gid, fix)\n\n"
     "Make the plain entries that lie whole between start and end in chunk, at most so many and with names no\n"
     "longer than that, and return after the first directory. kept maps paths to directories, of which the\n"
-    "attributes plain and fd are read. Returns where the next header lies, how many entries were made, the sum\n"
-    "of their sizes, the name of the last one, and (path, descriptor, mode, mtime) of the directory or None.\n"
-    "The interpreter lock is free while system calls are made.");
+    "attributes plain and fd are read. Returns where the next header lies, how many entries were made, what\n"
+    "Applied.bytes counts of them, the name of the last one, and (path, descriptor, mode, mtime) of the\n"
+    "directory or None. The interpreter lock is free while system calls are made.");
 
 static PyObject *extract(PyObject *module, PyObject *arguments)
 {
@@ -323,13 +344,13 @@ static PyObject *extract(PyObject *module, PyObject *arguments)
             if (parent < 0)
                 break;
             Py_BEGIN_ALLOW_THREADS
-            if (entry.directory) {
+            if (entry.kind == DIRECTORY_ENTRY) {
                 fd = make_directory(&work, parent, &entry);
                 if (fd >= 0)
                     made(&work, &entry);
                 going = false;
             } else {
-                going = make_files(&work, parent, &entry);
+                going = make_siblings(&work, parent, &entry);
             }
             Py_END_ALLOW_THREADS
         }

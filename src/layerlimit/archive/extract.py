@@ -222,8 +222,8 @@ class Extractor:
 
     def _checked(self, name: bytes) -> bytes:
         """``name`` cleaned and within the limits."""
-        limits = self._limits
-        if name and len(name) <= self._short and name[0] > 47 and b"/." not in name and b"//" not in name:
+        limits, marked = self._limits, name.replace(b"/.wh.", b"/")
+        if name and len(name) <= self._short and name[0] > 47 and b"/." not in marked and b"//" not in name:
             return name.rstrip(b"/")  # as in run()
         path = clean(name)
         if len(path) > limits.path_bytes:
