@@ -1,7 +1,8 @@
 """Runs inside the guest: one boot of a store whose layers stay mounted when the machine stops.
 
-``python -m tests.vm.reboots ROOT`` makes the layers if they are not there, and then prints as JSON what this
-boot finds and what it makes of it. It ends with layers mounted, for the next boot to find their holds.
+``python -m tests.vm.reboots ROOT OTHER`` makes the layers if they are not there, and then prints as JSON what
+this boot finds and what it makes of it, and what `check` finds there and in another store. It ends with
+layers mounted, for the next boot to find their holds.
 """
 
 from __future__ import annotations
@@ -76,4 +77,7 @@ def _layer(store: layerlimit.Store, name: str, path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(boot(Path(sys.argv[1]))))
+    report = boot(Path(sys.argv[1]))
+    with layerlimit.Store(Path(sys.argv[2])) as other:
+        report["check"] += [finding.message for finding in other.check()]
+    print(json.dumps(report))
