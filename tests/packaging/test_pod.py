@@ -148,9 +148,10 @@ class DaemonPod:
         return directory
 
     def _programs(self) -> Iterator[dict[int, object]]:
-        for place in self.image.programs:
+        for place in dict.fromkeys(self.image.programs):
             host, _, inside = place.partition(":")
-            yield {1: inside or host, 2: host, 3: 1}
+            if Path(host).exists():  # /usr/lib64 is not on every architecture
+                yield {1: inside or host, 2: host, 3: 1}
 
 
 def _text(value: bytes | int) -> str:
