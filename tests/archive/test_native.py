@@ -113,6 +113,7 @@ def test_mutated_archives_come_out_the_same(rounds: int, tmp_path: Path) -> None
 
 
 _NAMES = b"a/b a/c a/d a/e d/f d/g d/d a/d/f a/.b x ./y ./a/b ./a/f a a/ d/g/ a/b/ ./a/d/".split()
+_NAMES += b"a/.wh.b d/.wh.f .wh.a".split()
 _ODD_NAMES = b"a/. a/.. . .. / /a //a ././a .//a a//b a/./b a/../b a/b// ./ ../a .wh.a .wh.d a/.wh.b".split()
 _ODD_NAMES += [*b"a/.wh..wh..opq .wh..wh.plnk/1 a/.wh. a/.wh..".split(), b"", b"x" * 100, b"y" * 99 + b"/"]
 _FIELDS = (
@@ -207,8 +208,8 @@ def test_it_refuses_what_lies_outside_the_chunk() -> None:
     chunk = memoryview(entry(b"a", b"x") + END)
     for start, end, most in ((-1, 512, 1), (512, 0, 1), (0, len(chunk) + 1, 1), (0, 512, -1)):
         with pytest.raises(ValueError, match="no part of the chunk"):
-            native.extract(chunk, start, end, {}, most, 255, 0, 0, 0)
-    assert native.extract(chunk, 0, 511, {}, 1, 255, 0, 0, 0) == (0, 0, 0, None, None)
+            native.extract(chunk, start, end, {}, most, 255, 0, 0, 0, False)
+    assert native.extract(chunk, 0, 511, {}, 1, 255, 0, 0, 0, False) == (0, 0, 0, None, None)
 
 
 @pytest.mark.lane("cc")

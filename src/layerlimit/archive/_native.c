@@ -1,12 +1,12 @@
 /* The plain entries of a layer tar, made without the interpreter.
  *
  * One function: it takes the entries of an archive's chunk for as long as each is an ordinary header of a new
- * regular file or symbolic link, or of one new directory, in a directory that is open already. It stops at the first that is
+ * regular file or symbolic link, a whiteout of overlayfs or one new directory, in a directory that is open already. It stops at the first that is
  * anything else, and wherever a system call fails, and decides nothing: the Python code takes that entry again
  * from its header, and refuses it or replaces what lies there by its own rules and with its own words.
  *
  * So nothing here opens a path, follows a link, replaces or removes a name: there is one component, made anew
- * (O_EXCL, symlink, mkdir) below a descriptor that the kernel has resolved for contain.py.
+ * (O_EXCL, symlink, mknod, mkdir) below a descriptor that the kernel has resolved for contain.py.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -47,7 +47,7 @@ enum {
 };
 
 struct entry {
-    enum { FILE_ENTRY = '0', SYMLINK_ENTRY = '2', DIRECTORY_ENTRY = '5' } kind;
+    enum { FILE_ENTRY = '0', SYMLINK_ENTRY = '2', DIRECTORY_ENTRY = '5', WHITEOUT_ENTRY = 0 } kind;
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -69,6 +69,7 @@ struct work {
     uid_t uid;            /* whatever this process makes is theirs */
     gid_t gid;
     mode_t fix;           /* mode bits that making a file does not set: set-ids and those of the umask */
+    bool whiteouts;       /* marks of deletions are devices 0:0 */
     size_t count;
     size_t last;          /* where the header of the last one made lies */
     uint64_t bytes;
@@ -103,8 +104,8 @@ static bool checksum_fits(const unsigned char *block)
     return sum == given;
 }
 
-/* Take the name apart. False if it may be more than a name: one to clean, a mark, too long for the limits. */
-static bool parse_name(const unsigned char *block, struct entry *entry, size_t longest)
+/* Take the name apart. False if it may be more than a name: one to clean, another mark, too long for the limits. */
+static bool parse_name(const struct work *work, const unsigned char *block, struct entry *entry)
 {
     size_t length = 0, part, slash;
 
@@ -122,7 +123,7 @@ static bool parse_name(const unsigned char *block, struct entry *entry, size_t l
     part = strnlen((const char *)block, NAME_SIZE);
     memcpy(entry->name + length, block, part);
     entry->name_length = length += part;
-    if (length > longest)
+    if (length > work->longest)
         return false;
 
     entry->path = entry->name;
@@ -135,16 +136,23 @@ static bool parse_name(const unsigned char *block, struct entry *entry, size_t l
     for (slash = length; slash && entry->path[slash - 1] != '/';)
         slash--;
     part = length - slash;
-    memcpy(entry->base, entry->path + slash, part);
-    entry->base[part] = 0;
     entry->path_length = length;
     entry->head_length = slash ? slash - 1 : 0;
+    if (part > 4 && memcmp(entry->path + slash, ".wh.", 4) == 0) {
+        if (!work->whiteouts || entry->kind != FILE_ENTRY)
+            return false;
+        entry->kind = WHITEOUT_ENTRY;
+        slash += 4;
+        part -= 4;
+    }
+    memcpy(entry->base, entry->path + slash, part);
+    entry->base[part] = 0;
     return part && entry->path[0] != '/' && strcmp(entry->base, ".") != 0 && strcmp(entry->base, "..") != 0
         && strncmp(entry->base, ".wh.", 4) != 0;
 }
 
 /* False for every header that is not the plainest spelling of a regular file or a directory. */
-static bool parse(const unsigned char *block, struct entry *entry, size_t longest)
+static bool parse(const struct work *work, const unsigned char *block, struct entry *entry)
 {
     uint64_t mode, uid, gid;
 
@@ -164,7 +172,7 @@ static bool parse(const unsigned char *block, struct entry *entry, size_t longes
         if (!entry->target[0])
             return false;
     }
-    return (entry->kind == FILE_ENTRY || entry->size == 0) && parse_name(block, entry, longest);
+    return (entry->kind == FILE_ENTRY || entry->size == 0) && parse_name(work, block, entry);
 }
 
 /* Bytes of the content and its padding; a size has 33 bits at most. */
@@ -177,7 +185,7 @@ static uint64_t stored(const struct entry *entry)
 static bool next(const struct work *work, struct entry *entry)
 {
     return work->count < work->most && work->end - work->at >= BLOCK
-        && parse(work->chunk + work->at, entry, work->longest)
+        && parse(work, work->chunk + work->at, entry)
         && stored(entry) <= work->end - work->at - BLOCK;
 }
 
@@ -186,7 +194,10 @@ static void made(struct work *work, const struct entry *entry)
     work->last = work->at;
     work->at += BLOCK + (size_t)stored(entry);
     work->count++;
-    work->bytes += entry->kind == SYMLINK_ENTRY ? strlen(entry->target) : entry->size;
+    if (entry->kind == FILE_ENTRY)
+        work->bytes += entry->size;
+    else if (entry->kind == SYMLINK_ENTRY)
+        work->bytes += strlen(entry->target);
 }
 
 /* Owner and mode where they are not what making gave; the owner first, since chown takes set-ids away. */
@@ -231,6 +242,21 @@ static bool make_file(const struct work *work, int parent, const struct entry *e
     return close(fd) == 0 && whole;
 }
 
+/* Make the entry at ``at``, which is no directory. */
+static bool make(const struct work *work, int parent, const struct entry *entry)
+{
+    switch (entry->kind) {
+    case FILE_ENTRY:
+        return make_file(work, parent, entry);
+    case SYMLINK_ENTRY:
+        return make_symlink(work, parent, entry);
+    case WHITEOUT_ENTRY:
+        return mknodat(parent, entry->base, S_IFCHR, 0) == 0;
+    default:
+        return false;
+    }
+}
+
 /* Make ``entry`` and what follows it in the same directory. True: ``entry`` is now one to go on with. */
 static bool make_siblings(struct work *work, int parent, struct entry *entry)
 {
@@ -239,7 +265,7 @@ static bool make_siblings(struct work *work, int parent, struct entry *entry)
 
     memcpy(head, entry->path, head_length);
     do {
-        if (!(entry->kind == FILE_ENTRY ? make_file(work, parent, entry) : make_symlink(work, parent, entry)))
+        if (!make(work, parent, entry))
             return false;
         made(work, entry);
         if (!next(work, entry))
@@ -298,7 +324,7 @@ static PyObject *outcome(const struct work *work, struct entry *entry, int fd)
 
     if (!work->count)
         return Py_BuildValue("nnKOO", (Py_ssize_t)work->at, (Py_ssize_t)0, 0ULL, Py_None, Py_None);
-    parse(work->chunk + work->last, entry, work->longest);
+    parse(work, work->chunk + work->last, entry);
     if (fd < 0)
         directory = Py_NewRef(Py_None);
     else
@@ -312,7 +338,7 @@ static PyObject *outcome(const struct work *work, struct entry *entry, int fd)
 }
 
 PyDoc_STRVAR(extract_doc,
-    "extract(chunk, start, end, kept, most, longest, uid, gid, fix)\n\n"
+    "extract(chunk, start, end, kept, most, longest, uid, gid, fix, whiteouts)\n\n"
     "Make the plain entries that lie whole between start and end in chunk, at most so many and with names no\n"
     "longer than that, and return after the first directory. kept maps paths to directories, of which the\n"
     "attributes plain and fd are read. Returns where the next header lies, how many entries were made, what\n"
@@ -327,17 +353,19 @@ static PyObject *extract(PyObject *module, PyObject *arguments)
     struct entry entry;
     unsigned uid, gid, fix;
     int parent = -1, fd = -1;
+    int whiteouts;
     bool going;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*nnO!nnIII", &chunk, &start, &end, &PyDict_Type, &kept, &most, &longest,
-                          &uid, &gid, &fix))
+    if (!PyArg_ParseTuple(arguments, "y*nnO!nnIIIp", &chunk, &start, &end, &PyDict_Type, &kept, &most, &longest,
+                          &uid, &gid, &fix, &whiteouts))
         return NULL;
     if (start < 0 || end < start || end > chunk.len || most < 0 || longest < 0) {
         PyErr_SetString(PyExc_ValueError, "no part of the chunk, or a negative limit");
     } else {
         struct work work = {.chunk = chunk.buf, .at = (size_t)start, .end = (size_t)end, .most = (size_t)most,
-                            .longest = (size_t)longest, .uid = uid, .gid = gid, .fix = fix};
+                            .longest = (size_t)longest, .uid = uid, .gid = gid, .fix = fix,
+                            .whiteouts = whiteouts != 0};
 
         for (going = next(&work, &entry); going;) {
             parent = find_parent(kept, &entry);

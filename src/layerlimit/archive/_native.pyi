@@ -10,5 +10,6 @@ def extract(
     uid: int,
     gid: int,
     fix: int,
+    whiteouts: bool,
     /,
 ) -> tuple[int, int, int, bytes | None, tuple[bytes, int, int, int] | None]: ...

@@ -117,11 +117,11 @@ class Extractor:
     def _make_plain(self, extract: native.Extract) -> None:
         """Let the native core make the plain entries that come next; it stops at the first other one."""
         reader, tree, short = self._reader, self._tree, self._short
-        uid, gid, fix = self._uid, self._gid, self._fix
+        uid, gid, fix, whiteouts = self._uid, self._gid, self._fix, self._deletions.in_place
         chunk, start, end, most = reader.lend()
         while True:
             start, entries, size, name, made = extract(
-                chunk, start, end, tree.kept, most, short, uid, gid, fix
+                chunk, start, end, tree.kept, most, short, uid, gid, fix, whiteouts
             )
             if name is None:
                 return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: A new directory: its path, a descriptor of it, its mode, and its time in seconds.
 Made = tuple[bytes, int, int, int]
 Extract = Callable[
-    [memoryview, int, int, "dict[bytes, Directory]", int, int, int, int, int],
+    [memoryview, int, int, "dict[bytes, Directory]", int, int, int, int, int, bool],
     tuple[int, int, int, bytes | None, Made | None],
 ]
 
