@@ -302,8 +302,8 @@ class Mounter:
     def _end_writing(self, id: str) -> None:
         """Nobody holds the layer any more, and it stays attached below its children: have it read-only.
 
-        Not while an engine that had it mounted still writes: that goes on until it is unmounted. Nor in a root
-        of the Go driver, which would not make it writable again.
+        Not while an engine that had it mounted still writes: that goes on until it is unmounted. Nor in a
+        root of the Go driver, which would not make it writable again.
         """
         if self._layout.go:
             return
