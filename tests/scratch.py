@@ -97,24 +97,45 @@ def release(directory: Path) -> None:
 
 def control_group(directory: Path) -> str:
     """A new name for what engines below ``directory`` make; it goes with the run that the directory is of."""
-    run = directory.relative_to(BASE).parts[0] if directory.is_relative_to(BASE) else "elsewhere"
+    # Outside of runs, as with bench, it is the process that counts.
+    run = directory.relative_to(BASE).parts[0] if directory.is_relative_to(BASE) else f"pid{os.getpid()}"
     return f"{_CONTROL_GROUPS}{run}-{secrets.token_hex(4)}"
 
 
-def remove_control_groups(name: str) -> None:
-    """Removes the control groups whose name begins so, wherever they are; those with processes stay."""
-    for at, names, _ in os.walk("/sys/fs/cgroup"):  # not a glob, which fails when some vanish under it
-        for top in [each for each in names if each.startswith(name)]:
-            names.remove(top)
-            for path in sorted(Path(at, top).glob("**/"), reverse=True):
+def remove_control_groups(name: str, *, patience: float = 2.0) -> None:
+    """Removes the control groups whose name begins so, wherever they are; those with processes stay.
+
+    The kernel lets go of the dead in its own time, for which this waits.
+    """
+    deadline = time.monotonic() + patience
+    while tops := [top for top in _control_groups() if top.name.startswith(name)]:
+        for top in tops:
+            for path in sorted(top.glob("**/"), reverse=True):
                 with contextlib.suppress(OSError):
                     path.rmdir()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
+
+
+def _control_groups() -> Iterator[Path]:
+    for at, names, _ in os.walk("/sys/fs/cgroup"):  # not a glob, which fails when some vanish under it
+        for name in [each for each in names if each.startswith(_CONTROL_GROUPS)]:
+            names.remove(name)
+            yield Path(at, name)
+
+
+def _sweep_control_groups() -> None:
+    for name in {top.name for top in _control_groups()}:
+        owner = re.match(rf"{_CONTROL_GROUPS}pid([0-9]+)-", name)
+        if owner and not Path("/proc", owner[1]).exists():
+            remove_control_groups(name, patience=0)
 
 
 def _remove(directory: Path) -> None:
     """Deletes a directory of a run whose lock the caller holds, the lock file last."""
     release(directory)
-    remove_control_groups(f"{_CONTROL_GROUPS}{directory.name}-")
+    remove_control_groups(f"{_CONTROL_GROUPS}{directory.name}-", patience=0)
     if mounts_below(directory):
         return  # deleting now would delete through the mount
     for entry in directory.iterdir():
@@ -149,6 +170,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
 def sweep() -> list[Path]:
     """Clears away the directories of dead runs, with their mounts and loop devices; returns them."""
     swept = []
+    _sweep_control_groups()
     BASE.mkdir(mode=0o755, parents=True, exist_ok=True)
     for directory in sorted(BASE.iterdir()):
         # Under the lock of BASE nobody is between making a directory and locking it. The owner or another
