@@ -70,12 +70,23 @@ class Worker:
 
     def ask(self, request: dict[str, Any], *, die: int = -1) -> dict[str, Any]:
         """Send a request; Died when the process has killed itself, at the step ``die``."""
-        self._channel.send(json.dumps(request | {"die": die}).encode())
+        self.send(request, die=die)
         line = self._channel.recv(MESSAGE)
         if not line:
             code = self.close()
             assert (code, die >= 0) == (-signal.SIGKILL, True), f"{request} ended the worker with {code}"
             raise Died
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def send(self, request: dict[str, Any], *, die: int = -1) -> None:
+        """Begin a request, whose answer :meth:`receive` waits for."""
+        self._channel.send(json.dumps(request | {"die": die}).encode())
+
+    def receive(self) -> dict[str, Any]:
+        """The answer to what was sent."""
+        line = self._channel.recv(MESSAGE)
+        assert line, f"the worker ended with {self.close()}"
         answer: dict[str, Any] = json.loads(line)
         return answer
 
