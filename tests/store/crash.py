@@ -304,6 +304,8 @@ class Ground:
             status = _ended(bystander)
 
         outcome = self.victims.stop_at(step, bystand, self.root, *self.operation)
+        if step.call == "ioctl" and not bystander:
+            return outcome  # when others take the loop device that was free, the trace had one call more
         assert bystander, "did not stop"
         if status is None:
             os.waitpid(bystander, 0)
