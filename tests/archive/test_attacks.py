@@ -15,6 +15,15 @@ from tests.archive.attacks import CASES
 from tests.archive.world import World
 
 pytestmark = pytest.mark.lane("root")
+#: In Python alone, one form is enough for a short run: tests/archive/test_native.py compares the two in all.
+FORMS_AND_CORES = pytest.mark.parametrize(
+    ("form", "core"),
+    [
+        *((form, "native") for form in Form),
+        (Form.OVERLAY, "python"),
+        *(pytest.param(form, "python", marks=pytest.mark.long) for form in (Form.AUFS, Form.FLAT)),
+    ],
+)
 
 
 def outcome(archive: bytes, form: Form, limits: Limits | None) -> tuple[Applied | None, str, str]:
@@ -26,8 +35,7 @@ def outcome(archive: bytes, form: Form, limits: Limits | None) -> tuple[Applied 
     return applied, "", ""
 
 
-@pytest.mark.parametrize("core", ["native", "python"])
-@pytest.mark.parametrize("form", Form)
+@FORMS_AND_CORES
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_outside_is_touched(
     case: Case, form: Form, core: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

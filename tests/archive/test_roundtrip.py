@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 
-from layerlimit.archive import Form, write
+from layerlimit.archive import Form, native, write
 from layerlimit.archive.apply import apply
 from tests.archive import layers, peers, trees
 
@@ -65,10 +65,14 @@ exactness = pytest.mark.parametrize("exact", [False, True], ids=["as engines wri
 
 
 @pytest.mark.lane("root")
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize(("form", "core"), [*((form, "native") for form in Form), (Form.OVERLAY, "python")])
 @exactness
-def test_trees_come_back_as_they_were(form: Form, *, exact: bool) -> None:
+def test_trees_come_back_as_they_were(
+    form: Form, core: str, monkeypatch: pytest.MonkeyPatch, *, exact: bool
+) -> None:
     seen: Counter[str] = Counter()
+    if core == "python":
+        monkeypatch.setattr(native, "extract", None)
 
     @_SETTINGS
     @given(trees.trees(holes=exact))
