@@ -91,6 +91,7 @@ class Containerd:
         self._address = address
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._calling: Any = None
 
     def close(self) -> None:
         """Close the connection; the next question opens one."""
@@ -146,11 +147,12 @@ class Containerd:
                 # Without a ceiling, a channel that failed once waits up to two minutes to try again.
                 options = (("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_http_proxy", 0))
                 self._channel = grpc.insecure_channel(f"unix:{self._address}", options=options)
-            return self._channel.unary_unary(
-                "/containerd.services.containers.v1.Containers/Get",
-                request_serializer=containers.GetContainerRequest.SerializeToString,
-                response_deserializer=containers.GetContainerResponse.FromString,
-            )
+                self._calling = self._channel.unary_unary(
+                    "/containerd.services.containers.v1.Containers/Get",
+                    request_serializer=containers.GetContainerRequest.SerializeToString,
+                    response_deserializer=containers.GetContainerResponse.FromString,
+                )
+            return self._calling
 
 
 def _metadata(container: containers.Container, name: str, about: str) -> _Metadata:

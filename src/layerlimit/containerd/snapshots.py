@@ -106,25 +106,26 @@ class Snapshots:
         if info.kind is Kind.ACTIVE:
             with self._lock:
                 self._synced.discard(info.id)
-            self._enforce(info)
+            info = self._enforce(info)
         return self._mounts(info)
 
-    def _enforce(self, info: Info) -> None:
+    def _enforce(self, info: Info) -> Info:
         """Give the layer the limit that is asked for, unless it was given that before; OutOfSpace.
 
         So a limit that somebody changed since, by ``resize`` or a label, outlives a restart of the container.
+        Another layer may have taken its place then: the entry as it is now is returned.
         """
         limit = self._wanted(info)
         if limit is None and _PENDING in info.labels:
             self._store.admit()
             self._store.update(info.name, {}, only=[_PENDING])
         if limit is None or (info.labels.get(_APPLIED) == _text(limit) and info.promised):
-            return
+            return info
         if not _is(self._store.limit(info.name), limit):
             # Detached it can be made larger or smaller by any kernel. One that is in use stays locked: Busy.
             self._store.driver.release(info.id)
             self._store.resize(info.name, limit)
-        self._store.update(info.name, {_APPLIED: _text(limit)}, only=[_APPLIED, _PENDING])
+        return self._store.update(info.name, {_APPLIED: _text(limit)}, only=[_APPLIED, _PENDING])
 
     def _wanted(self, info: Info) -> Limit | None:
         key = read_key(info.name, info.parent)
@@ -145,7 +146,7 @@ class Snapshots:
         options = mapping_options(info.labels)
         if options and info.parent and _COPY in self._store.stat(info.parent).labels:
             options = ()  # mapped once more, all files would be nobody's
-        mounts = self._store.mounts(info.name)
+        mounts = self._store.mounts(info.name, info=info)
         return [replace(mount, options=(*options, *mount.options)) for mount in mounts]
 
     # -- change ------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class Snapshots:
     def remove(self, key: str) -> None:
         """Forget a snapshot; its files are deleted later."""
         info = self._store.stat(key)
-        self._store.rm(key)
+        self._store.rm(key, info=info)
         with self._lock:
             self._synced.discard(info.id)
 

@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -64,69 +65,89 @@ class Format(msgspec.Struct, frozen=True, omit_defaults=True):
     store: bool = False  # a store owns the layers: store.db says what they are called
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The paths of one root. ``go`` roots were made by the Go driver and keep its form."""
 
     root: Path
     go: bool
 
-    @property
+    @cached_property
     def lock(self) -> Path:
         return self.root / "lock"
 
-    @property
+    @cached_property
     def layers(self) -> Path:
         return self.root / "layers"
 
-    @property
+    @cached_property
     def meta(self) -> Path:
         return self.root / "meta"
 
-    @property
+    @cached_property
     def trash(self) -> Path:
         return self.root / "trash"
 
-    @property
+    @cached_property
     def holds(self) -> Path:
         return self.root / "holds"
 
-    @property
+    @cached_property
     def children(self) -> Path:
         return self.root / "children"
 
-    @property
+    @cached_property
     def openers(self) -> Path:
         return self.root / "open"
 
+    @cached_property
+    def diffs(self) -> Path:
+        return self.root / "diff"
+
+    @cached_property
+    def works(self) -> Path:
+        return self.root / "work"
+
+    @cached_property
+    def mounts(self) -> Path:
+        return self.root / "mnt"
+
+    @cached_property
+    def images(self) -> Path:
+        return self.root / "containers_quota"
+
+    @cached_property
+    def places(self) -> Path:
+        return self.root / "img"
+
     def diff(self, id: str) -> Path:
-        return self.root / "diff" / id
+        return files.below(self.diffs, id)
 
     def work(self, id: str) -> Path:
-        return self.root / "work" / id
+        return files.below(self.works, id)
 
     def mnt(self, key: str) -> Path:
         """Where a layer, or its read-only view ``<id>@ro``, is mounted."""
-        return self.root / "mnt" / key
+        return files.below(self.mounts, key)
 
     def pieces(self, id: str) -> list[tuple[str, Path]]:
         """What a layer consists of apart from its chain, in the order of removal, each with a name."""
         return [
             ("diff", self.diff(id)),
             ("work", self.work(id)),
-            ("image", self.root / "containers_quota" / f"{id}.ext4"),
+            ("image", self.images / f"{id}.ext4"),
             ("meta", self.meta / id),
             ("holds", self.holds / id),
             ("holds-ro", self.holds / f"{id}@ro"),
-            ("img", self.root / "img" / id),
+            ("img", self.places / id),
             ("mnt", self.mnt(id)),
             ("mnt-ro", self.mnt(f"{id}@ro")),
         ]
 
     def unshut(self, id: str) -> None:
         """Let the bare directories of a layer be written and deleted again; they are shut for its mounts."""
-        for path in (self.mnt(id), self.mnt(f"{id}@ro"), self.diff(id), self.root / "img" / id):
-            if path.is_dir() and not path.is_symlink():
+        for path in (self.mnt(id), self.mnt(f"{id}@ro"), self.diff(id), self.places / id):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # which a symbolic link is, too
                 files.set_immutable(path, False)
 
     def lose(self, path: Path) -> Path:

@@ -178,16 +178,16 @@ class Mounter:
             if upper.is_symlink():  # migrated from another disk, where its work directory has to be as well
                 work = upper.resolve().parent / f".layerlimit-work-{layer.id}"
             work.mkdir(mode=0o711, exist_ok=True)
-            delete_tree(work / STAGE)
+            delete_tree(f"{work}/{STAGE}")
             return Stack(lowers, upper, work)
         place = self._attach(layer.id, layer.record, "", read_only=False)
         if place.work is not None:
-            delete_tree(place.work / STAGE)
+            delete_tree(f"{place.work}/{STAGE}")
         return Stack(lowers, place.upper, place.work)
 
     def _directory(self, id: str) -> Path:
         path = self._layout.diff(id)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise Corrupt(
                 f"the content of layer {id} is gone: {path} is missing",
                 hint="restore it, or remove the layer",
@@ -245,9 +245,9 @@ class Mounter:
 
     def _drop_stage(self, id: str) -> None:
         """Delete what a killed apply had made; an image that is not attached loses it when it is used."""
-        for work in (self._layout.work(id), self._layout.root / "img" / id / "work"):
+        for work in (self._layout.work(id), f"{self._layout.places}/{id}/work"):
             with contextlib.suppress(OSError):
-                delete_tree(work / STAGE)
+                delete_tree(f"{work}/{STAGE}")
 
     def _in_use(self, key: str) -> bool:
         return (

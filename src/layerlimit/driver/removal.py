@@ -140,14 +140,19 @@ class Removal:
                 path.unlink(missing_ok=True)
 
 
-def delete_tree(path: Path) -> None:
+def delete_tree(path: str | Path) -> None:
     """Delete a file or a tree, however deep and immutable; concurrent deletion is no error.
 
     Directories are moved to the top before they are emptied: a layer may have been made deeper than a path
     can say or a stack can follow. What is mounted in the tree stays and is an error (EBUSY).
     """
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
+    try:
+        is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not is_directory:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         return
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -166,7 +171,7 @@ def delete_tree(path: Path) -> None:
     finally:
         os.close(top)
     with contextlib.suppress(FileNotFoundError):
-        path.rmdir()
+        os.rmdir(path)
 
 
 def _empty(directory: int, top: int) -> list[str]:

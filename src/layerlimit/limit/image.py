@@ -56,18 +56,20 @@ class ImageLimiter:
     name = "image"
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._images = root / "containers_quota"
+        self._places = root / "img"
+        self._binds = root / "diff"
         self.templates = Templates(root / "templates")
 
     def image(self, id: str) -> Path:
         """The image file of a layer."""
-        return self._root / "containers_quota" / f"{id}.ext4"
+        return files.below(self._images, f"{id}.ext4")
 
     def _place(self, id: str) -> Path:
-        return self._root / "img" / id
+        return files.below(self._places, id)
 
     def _upper_bind(self, id: str) -> Path:
-        return self._root / "diff" / id
+        return files.below(self._binds, id)
 
     def files(self, id: str) -> list[Path]:
         return [self.image(id), self._place(id)]
@@ -136,8 +138,8 @@ class ImageLimiter:
                     self._check_identity(fd, id, record)
                 if not read_only:
                     self._make_writable(id)
-            upper = place if record.rooted else place / "upper"
-            work = None if record.rooted else place / "work"
+            upper = place if record.rooted else files.below(place, "upper")
+            work = None if record.rooted else files.below(place, "work")
             self._bind(id, upper, bind)
         except OSError as error:
             raise from_os_error(error, f"attach the image of layer {id}") from error
@@ -417,12 +419,12 @@ class ImageLimiter:
         if not here.mount_root:
             return Health("detached")
         name = os.path.basename(os.readlink(f"/sys/dev/block/{here.dev_major}:{here.dev_minor}"))
-        facts = Path("/sys/fs/ext4") / name
-        errors = int(_read(facts / "errors_count") or 0)
+        facts = f"/sys/fs/ext4/{name}"
+        errors = int(_read(f"{facts}/errors_count") or 0)
         # Since 6.18 a file system that hit an error keeps its flags and only refuses writes
         # ("emergency_ro"); before, it turned read-only. Either way it counted the error.
         if errors:
-            where = _read(facts / "last_error_func") or "unknown place"
+            where = _read(f"{facts}/last_error_func") or "unknown place"
             return Health("degraded", f"ext4 on {name} met {errors} error(s), the last in {where}")
         return Health("ok")
 
@@ -592,8 +594,7 @@ class ImageLimiter:
         return new.free_blocks - old.free_blocks, new.free_inodes - old.free_inodes
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+def _read(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return files.read_whole(path).decode(errors="replace").strip()
+    return ""

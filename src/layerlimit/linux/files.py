@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import struct
 import threading
@@ -82,6 +83,12 @@ def _copy_extent(source: int, target: int, start: int, end: int) -> None:
 def allocate(fd: int, size: int, path: Path) -> None:
     """Allocate the first ``size`` bytes on disk, keeping what is there (fallocate, mode 0)."""
     check(_fallocate(fd, 0, 0, size), "fallocate", path)
+
+
+@functools.lru_cache(maxsize=1024)
+def below(directory: Path, name: str) -> Path:
+    """``directory / name``. Those in use are kept: to join paths costs more than most calls of the kernel."""
+    return directory / name
 
 
 def read_whole(path: str | Path) -> bytes:

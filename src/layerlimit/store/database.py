@@ -160,6 +160,12 @@ class Database:
                 connection.execute("ROLLBACK")
 
     @contextmanager
+    def asking(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for one statement that reads."""
+        with self._typed():
+            yield self.connection()
+
+    @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One write transaction: durable when the block ends, undone when it raises."""
         with self._typed(), self._turn:

@@ -15,7 +15,7 @@ from layerlimit.store.database import Database
 from layerlimit.store.entry import Gauge, Info, Kind, check_name, named, speak_of
 from layerlimit.store.filters import parse
 from layerlimit.store.gauges import Gauges
-from layerlimit.store.rows import COLUMNS, FROM, chain, children, to_info
+from layerlimit.store.rows import COLUMNS, FROM, LABELS, chain, children, to_info
 
 
 class Reading:
@@ -30,21 +30,19 @@ class Reading:
 
     def stat(self, name: str) -> Info:
         """The entry called ``name``; NotFound."""
-        with self.database.reading() as db:
+        with self.database.asking() as db:
             return self._stat(db, name)
 
     def find(self, id: str) -> Info | None:
         """The entry, in whatever namespace, of the driver's layer ``id``; None when no entry has it."""
-        with self.database.reading() as db:
-            row = db.execute(f"SELECT {COLUMNS} {FROM} WHERE entry.id = ?", (id,)).fetchone()
-            return None if row is None else to_info(row, self._labels(db, id))
-
-    def _labels(self, db: sqlite3.Connection, id: str) -> dict[str, str]:
-        return dict(map(tuple, db.execute("SELECT key, value FROM label WHERE id = ? ORDER BY key", (id,))))
+        with self.database.asking() as db:
+            row = db.execute(f"SELECT {COLUMNS}, {LABELS} {FROM} WHERE entry.id = ?", (id,)).fetchone()
+            return None if row is None else to_info(row)
 
     def _stat(self, db: sqlite3.Connection, name: str) -> Info:
         row = db.execute(
-            f"SELECT {COLUMNS} {FROM} WHERE entry.namespace = ? AND entry.name = ?", (self.namespace, name)
+            f"SELECT {COLUMNS}, {LABELS} {FROM} WHERE entry.namespace = ? AND entry.name = ?",
+            (self.namespace, name),
         ).fetchone()
         if row is None:
             raise NotFound(
@@ -52,7 +50,7 @@ class Reading:
                 hint="see which there are with 'layerlimit ls'",
                 code="layer.not_found",
             )
-        return to_info(row, self._labels(db, row["id"]))
+        return to_info(row)
 
     def exists(self, name: str) -> bool:
         """Whether there is an entry called ``name``."""

@@ -7,6 +7,8 @@ import os
 import sqlite3
 from collections.abc import Mapping
 
+import msgspec
+
 from layerlimit.errors import Busy
 from layerlimit.store.entry import Info, Kind
 
@@ -14,6 +16,7 @@ COLUMNS = (
     "entry.namespace, entry.name, entry.id, entry.kind, coalesce(above.name, '') AS parent, entry.created,"
     " entry.updated, entry.used_bytes, entry.used_inodes, entry.durable, entry.diff_id, entry.promised"
 )
+LABELS = "(SELECT json_group_object(key, value) FROM label WHERE label.id = entry.id) AS labels"
 FROM = "FROM entry LEFT JOIN entry AS above ON above.id = entry.parent"
 
 
@@ -22,12 +25,15 @@ def new_id() -> str:
     return "s" + base64.b32encode(os.urandom(5)).decode().lower()
 
 
-def to_info(row: sqlite3.Row, labels: dict[str, str]) -> Info:
-    """The entry of a row of :data:`COLUMNS`."""
+def to_info(row: sqlite3.Row, labels: dict[str, str] | None = None) -> Info:
+    """The entry of a row of :data:`COLUMNS`, and of :data:`LABELS` where its labels are not given."""
     values = dict(row)
     values["kind"] = Kind(values["kind"])
     values["durable"] = bool(values["durable"])
-    return Info(**values, labels=labels)
+    if labels is None:
+        labels = dict(sorted(msgspec.json.decode(values["labels"]).items()))
+    values["labels"] = labels
+    return Info(**values)
 
 
 def chain(db: sqlite3.Connection, id: str) -> list[str]:

@@ -318,9 +318,12 @@ class Store(Reading):
         return self.stat(new)
 
     @contextlib.contextmanager
-    def _holding(self, name: str) -> Iterator[Info]:
-        """The entry, locked: it is not committed, removed or mounted by others meanwhile."""
-        info = self.stat(name)
+    def _holding(self, name: str, info: Info | None = None) -> Iterator[Info]:
+        """The entry, locked: it is not committed, removed or mounted by others meanwhile.
+
+        ``info`` is what the caller has read of it; it is read again under the lock.
+        """
+        info = info or self.stat(name)
         with self.reaper.owned(info.id):
             again = self.stat(name)
             if again.id != info.id:
@@ -455,12 +458,13 @@ class Store(Reading):
         )
 
     @spending(frees=True)
-    def rm(self, name: str, *, force: bool = False) -> None:
+    def rm(self, name: str, *, force: bool = False, info: Info | None = None) -> None:
         """Remove an entry: one transaction; its layer is deleted by the reaper, at once or later.
 
         Busy when it has children, is mounted (with ``force`` it is unmounted), or a process works in it.
+        ``info`` is the entry as the caller has just read it, if it has.
         """
-        with self._holding(name) as info:
+        with self._holding(name, info) as info:
             with self.database.reading() as db:
                 refuse_children(db, info)
             if self.driver.exists(info.id):
@@ -528,9 +532,12 @@ class Store(Reading):
             yield path
 
     @spending()
-    def mounts(self, name: str) -> list[Mount]:
-        """What an engine has to mount to see the entry; InvalidArgument for a committed one."""
-        with self._holding(name) as info:
+    def mounts(self, name: str, *, info: Info | None = None) -> list[Mount]:
+        """What an engine has to mount to see the entry; InvalidArgument for a committed one.
+
+        ``info`` is the entry as the caller has just read it, if it has.
+        """
+        with self._holding(name, info) as info:
             if info.kind is Kind.COMMITTED:
                 raise InvalidArgument(
                     f"layer {name!r} is committed and has no mounts",

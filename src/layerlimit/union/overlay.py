@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -23,7 +24,7 @@ from layerlimit.union.unmounting import unmount_patiently
 LOWERS_MAX: Final = 500  # OVL_MAX_STACK in fs/overlayfs/params.h
 
 _UNUSABLE_UPPERS: Final = frozenset({AUFS_MAGIC, ECRYPTFS_MAGIC, NFS_MAGIC, OVERLAY_MAGIC})
-_MISREAD: Final = frozenset('\\:,"')
+_MISREAD: Final = re.compile(r'[\\:,"]')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Overlay:
     def mounts(self, stack: Stack) -> list[Mount]:
         _check(stack)
         for path in (*stack.lowers, stack.upper, stack.work):
-            if path is not None and _MISREAD.intersection(os.fspath(path)):
+            if path is not None and _MISREAD.search(os.fspath(path)):
                 raise InvalidArgument(
                     f"engines would misread the path {os.fspath(path)!r} in mount options",
                     hint='use a root without \\ : , and " in its path',
