@@ -64,8 +64,8 @@ MEMORY_MIB = 80
 def main(arguments: list[str]) -> None:
     """Run the benchmark and print its tables; exit code 1 when a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench snapshotter", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="of starts; pulls take two less")
-    parser.add_argument("--calls", type=int, default=200, help="snapshots in the table of calls")
+    parser.add_argument("--rounds", type=int, default=4, help="of starts; pulls take two less")
+    parser.add_argument("--calls", type=int, default=150, help="snapshots in the table of calls")
     parser.add_argument(
         "--snapshots", type=int, default=1000, help="how many the daemon has when it is weighed"
     )
