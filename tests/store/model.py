@@ -38,6 +38,11 @@ class Entry:
     hidden: set[str] = field(default_factory=set)
     holds: int = 0
 
+    def too_much(self, path: str) -> int:
+        """A size for a file that is a little too large for a limited layer."""
+        others = sum(-(-size // BLOCK) * BLOCK for at, (size, _) in self.own.items() if at != path)
+        return self.limit - others + int(self.limit * 2 * MORE)
+
     def fits(self, limit: int) -> bool:
         """Whether its files fit into a limit (0: none); sizes that leave that open are no use to a test."""
         used = sum(-(-size // BLOCK) * BLOCK for size, _ in self.own.values())

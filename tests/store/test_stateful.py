@@ -276,7 +276,11 @@ class Machine(RuleBasedStateMachine):
             case "commit":
                 request["durable"] = what % 2 == 0
             case "write":
-                request |= {"size": SIZES[what % len(SIZES)], "filling": self.steps % 250 + 1}
+                size = SIZES[what % len(SIZES)]
+                entry = self.world.entries.get(request["name"])
+                if entry is not None and entry.limit and what % 3 == 0:
+                    size = entry.too_much(request["path"])
+                request |= {"size": size, "filling": self.steps % 250 + 1}
         return request
 
     def _suited(self, do: str, number: int) -> str:
