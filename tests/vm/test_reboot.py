@@ -119,8 +119,10 @@ def unit_disturbs_nothing(node: Node) -> None:
     assert directory.endswith("-750\n")
 
     node.sh("kill -KILL $(systemctl show -P MainPID layerlimit)")
-    node.sh("until [ $(systemctl show -P NRestarts layerlimit) = 1 ]; do sleep 0.2; done")
-    node.sh("until systemctl is-active --quiet layerlimit; do sleep 0.2; done; systemctl restart docker")
+    node.sh("until [ $(systemctl show -P NRestarts layerlimit) = 1 ]; do sleep 0.5; done")
+    # The start is under way; this waits for its end without asking again and again.
+    node.sh("systemctl start layerlimit; systemctl restart docker")
+    assert node.sh("systemctl show -P NRestarts layerlimit") == "1\n"
     assert node.sh("cat /proc/$(systemctl show -P MainPID layerlimit)/oom_score_adj") == "-999\n"
     length = int(node.inside("limited", "stat -c %s /written"))
     node.sh("systemctl stop layerlimit")
