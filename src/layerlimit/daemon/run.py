@@ -23,6 +23,7 @@ from layerlimit.daemon.notify import notify, take_notify_socket
 from layerlimit.daemon.observe import observe
 from layerlimit.errors import Busy, Error, from_os_error
 from layerlimit.linux.files import try_flock
+from layerlimit.linux.libc import trim_memory
 from layerlimit.store import Store
 
 _REAP_SECONDS: Final = 60.0  # what could not be deleted is tried again
@@ -125,6 +126,7 @@ def _reaping(store: Store) -> Iterator[threading.Event]:
                     log.warning("%s", note)
             except Error as error:
                 log.error("cannot delete what was removed: %s", error)
+            trim_memory()  # of the layers that were unpacked since
 
     thread = threading.Thread(target=reap, name="reaper")
     thread.start()

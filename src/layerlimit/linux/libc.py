@@ -61,3 +61,9 @@ def path_bytes(path: str | bytes | os.PathLike[str]) -> bytes:
     if b"\0" in raw:
         raise ValueError(f"embedded null byte in path: {raw!r}")
     return raw
+
+
+def trim_memory() -> None:
+    """Give the kernel back what was freed (malloc_trim(3)); glibc keeps it, for each thread."""
+    if hasattr(libc, "malloc_trim"):  # others have no such call
+        libc.malloc_trim(0)
