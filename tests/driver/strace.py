@@ -119,6 +119,11 @@ class Outcome:
     log: str
     again: str = ""
 
+    def hit(self, step: Step) -> bool:
+        """Whether ``step`` got the injection. A loop device that others take shifts the numbers of ioctls."""
+        (got, *_) = [line for line in self.log.splitlines() if "(INJECTED)" in line] or [""]
+        return bool(got) and (step.call != "ioctl" or step.text.split(", ")[1] == got.split(", ")[1])
+
 
 class Victims:
     """The server that victims are forked from; a context manager."""

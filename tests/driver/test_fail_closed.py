@@ -507,7 +507,7 @@ def test_mounts_that_the_kernel_refuses(driver: Driver, tmp_path: Path, id: str,
             outcome = victims.fail_at(step, error, driver.root, "get", id)
             assert outcome.typed, outcome.message
             if outcome.result == "ok":  # it was tried again another way
-                assert error == "EBUSY"
+                assert error == "EBUSY" or not outcome.hit(step)
                 holds(driver.get(id), driver.limit(id))
                 driver.cleanup()
             assert picture_at_rest(driver.root) == before, f"{step}: {outcome.result}"
