@@ -15,8 +15,8 @@ BLOCK = 4 * KIB
 
 #: What directories, long extents and the like may take of a limit, besides the blocks of files.
 SPARE = 32 * KIB
-#: How much more than was asked for a layer may have, as a part of it: 1 %, and 2 % of one that grew to 8 MiB.
-MORE = 0.025
+#: What a layer may have beyond its limit and 1 % of it: one that grew has these.
+GROWN = 200 * KIB
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -41,13 +41,13 @@ class Entry:
     def too_much(self, path: str) -> int:
         """A size for a file that is a little too large for a limited layer."""
         others = sum(-(-size // BLOCK) * BLOCK for at, (size, _) in self.own.items() if at != path)
-        return self.limit - others + int(self.limit * MORE)
+        return self.limit - others + self.limit // 100 + GROWN
 
     def fits(self, limit: int) -> bool:
         """Whether its files fit into a limit (0: none); sizes that leave that open are no use to a test."""
         used = sum(-(-size // BLOCK) * BLOCK for size, _ in self.own.values())
         fits = not limit or used <= limit - SPARE
-        assert fits or used > limit * (1 + MORE), f"{used} bytes may fit into {limit} or not"
+        assert fits or used > limit + limit // 100 + GROWN, f"{used} bytes may fit into {limit} or not"
         return fits
 
 
