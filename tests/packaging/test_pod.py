@@ -77,12 +77,12 @@ def ours(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
         programs = [*PROGRAMS, str(CHECKOUT), sys.base_prefix]
         return Image(image.TEST_IMAGE, [sys.executable, "-m", "layerlimit"], programs=programs)
     (daemon_set,) = manifest("daemonset.yaml", "DaemonSet")
-    name = daemon_set["spec"]["template"]["spec"]["containers"][0]["image"]
+    name = "registry.example/" + daemon_set["spec"]["template"]["spec"]["containers"][0]["image"]
     root = tmp_path / "image"
     root.mkdir()
     command = containerfile.build(MANIFESTS / "Containerfile", root)
     layer = subprocess.run(["tar", "-C", root, "-c", "."], check=True, capture_output=True).stdout
-    archive = image.archive(tmp_path / "image.tar", f"docker.io/library/{name}", [layer])
+    archive = image.archive(tmp_path / "image.tar", name, [layer])
     return Image(name, command, archive)
 
 
