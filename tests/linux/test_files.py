@@ -101,6 +101,23 @@ def test_a_file_is_replaced_whole(tmp_path: Path, unique: bool) -> None:
     assert list(staging.iterdir()) == []
 
 
+@pytest.mark.lane("root")
+def test_a_file_is_not_replaced_by_a_part(tmp_path: Path) -> None:
+    with FsContext("tmpfs") as context:
+        context.set_string("size", f"{3 * 4096}")
+        context.create()
+        with context.mount() as mounted:
+            mounted.attach(tmp_path)
+    try:
+        path = tmp_path / "file"
+        files.write_durably(path, b"old")
+        with pytest.raises(OSError, match="No space left"):
+            files.write_durably(path, b"n" * 3 * 4096)
+        assert path.read_bytes() == b"old"
+    finally:
+        unmount(tmp_path)
+
+
 def test_a_staged_name_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("kept")

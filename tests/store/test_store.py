@@ -120,8 +120,9 @@ def test_labels_are_replaced_or_updated(store: Store) -> None:
     assert store.stat("web").labels == {"a": "1", "b": "2"}
     assert store.update("web", {"a": "3", "ignored": "x"}, only=["a", "b"]).labels == {"a": "3"}
     assert store.update("web", {"c": "4"}).labels == {"c": "4"}
-    with pytest.raises(InvalidArgument):
-        store.update("web", {"k": "v" * 4096})
+    for bad in ({"k": "v" * 4096}, {"": "v"}, {"k": "\udcff"}, {"\udcff": "v"}):
+        with pytest.raises(InvalidArgument):
+            store.update("web", bad)
 
 
 def test_chain_and_children_by_name(store: Store) -> None:

@@ -31,7 +31,7 @@ from layerlimit.archive.plnk import LinkStore
 from layerlimit.archive.reader import Reader
 from layerlimit.archive.tarformat import invalid, printable
 from layerlimit.errors import InvalidArgument
-from layerlimit.linux import xattr
+from layerlimit.linux import files, xattr
 from layerlimit.linux.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV, openat2
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -166,11 +166,8 @@ class Extractor:
         self.bytes += left
         while left:
             piece = take()
-            size = len(piece)
-            written = os.write(fd, piece)
-            while written < size:
-                written += os.write(fd, piece[written:])
-            left -= size
+            files.write_whole(fd, piece)
+            left -= len(piece)
 
     def _write_sparse(self, fd: int) -> None:
         reader = self._reader

@@ -177,7 +177,7 @@ class Holds:
         new = f"{self._directory}/{key}/new.{name}"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, text.encode())
+            files.write_whole(fd, text.encode())
         finally:
             os.close(fd)
         os.rename(new, path)

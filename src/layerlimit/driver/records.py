@@ -7,8 +7,6 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import msgspec
 
@@ -168,7 +166,12 @@ class Records:
         """
         path = f"{self._layout.root}/meta/{id}"
         _write_new(path, _encode(record))
-        return partial(_sync, path, self._layout.meta)
+
+        def settle() -> None:
+            files.sync_file(path)
+            files.sync_directory(self._layout.meta)
+
+        return settle
 
     def stage_chain(self, id: str, chain: tuple[str, ...]) -> None:
         """Write the chain of a layer to be where a sweep finds it."""
@@ -185,7 +188,7 @@ class Records:
         if chain and not self._layout.go:
             self._index.add(chain[0], id)
         staged = self._staged(id)
-        _sync(staged)
+        files.sync_file(staged)
         os.rename(staged, f"{self._layout.root}/layers/{id}")
         files.sync_directory(self._layout.layers)
 
@@ -213,20 +216,10 @@ def _encode(record: Record | None) -> bytes:
 def _write_new(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(fd, data)
+        files.write_whole(fd, data)
         files.start_writing(fd)
     finally:
         os.close(fd)
-
-
-def _sync(path: str, directory: Path | None = None) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    if directory is not None:
-        files.sync_directory(directory)
 
 
 def _record_of_go(image: str) -> Record | None:

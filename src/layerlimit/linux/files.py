@@ -103,6 +103,13 @@ def read_whole(path: str | Path) -> bytes:
         os.close(fd)
 
 
+def write_whole(fd: int, data: bytes | memoryview) -> None:
+    """Write all of ``data``: on a disk that runs full the kernel takes a part, and refuses the rest."""
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, data[written:])
+
+
 def start_writing(fd: int) -> None:
     """Begin to write a file out, without waiting (sync_file_range). A wish: whoever needs it durable syncs.
 
@@ -113,7 +120,16 @@ def start_writing(fd: int) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_DIRECTORY)
+
+
+def sync_file(path: str | Path) -> None:
+    """Make the content of a file durable."""
+    _sync(path, os.O_NOFOLLOW)
+
+
+def _sync(path: str | Path, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
     finally:
@@ -139,7 +155,7 @@ def write_durably(path: Path, data: bytes, *, staging: Path | None = None, uniqu
     new = (staging or path.parent) / f".{path.name}{suffix}.new"
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(fd, data)
+        write_whole(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -97,10 +97,14 @@ def check_name(name: str) -> str:
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
     """``labels`` if each has a key and fits; those with an empty value are left out, as containerd does."""
     for key, value in labels.items():
-        if not key or len(key.encode(errors="replace")) + len(value.encode(errors="replace")) > LABEL_BYTES:
+        try:
+            fits = len(key.encode()) + len(value.encode()) <= LABEL_BYTES
+        except UnicodeEncodeError:
+            fits = False
+        if not key or not fits:
             raise InvalidArgument(
-                f"the label {key!r:.120} is empty or too long",
-                hint=f"key and value together hold at most {LABEL_BYTES} bytes",
+                f"the label {key!r:.120} is empty, too long or no text",
+                hint=f"key and value together hold at most {LABEL_BYTES} bytes of UTF-8 text",
                 code="label.invalid",
             )
     return {key: value for key, value in labels.items() if value}
