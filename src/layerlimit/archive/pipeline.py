@@ -125,14 +125,16 @@ class _Chunk:
 class _Chunks:
     """Chunks in the order of the stream, all of them hashed by a thread.
 
-    :meth:`next` fills one itself when none is ready; the thread fills ahead while it has none to hash.
+    :meth:`next` fills one itself when none is ready; the thread fills ahead while it has none to hash. One of
+    them fills at a time. Neither waits for anything but the condition, with no lock or buffer in its hands:
+    who waited for a buffer and kept the other from its work would wait for ever.
     """
 
     def __init__(self, fill: Callable[[memoryview], int], update: Callable[[memoryview], None]) -> None:
         self._fill = fill
         self._update = update
-        self._turn = threading.Lock()  # who has it fills, one at a time
         self._changed = threading.Condition()  # its lock guards all that follows
+        self._filling = False
         self._ready: deque[_Chunk] = deque()
         self._unhashed: deque[_Chunk] = deque()
         self._spare: list[memoryview] = []
@@ -146,23 +148,19 @@ class _Chunks:
 
     def next(self) -> _Chunk | None:
         """The next chunk, None at the end; :meth:`release` it when done, before asking for another."""
-        with self._changed:
-            if self._ready:
-                return self._ready.popleft()
-        with self._turn:
+        while True:
             with self._changed:
-                if self._ready:  # filled while we waited for our turn
+                self._changed.wait_for(
+                    lambda: self._ready or self._ended or self._failure or self._can_fill()
+                )
+                if self._ready:
                     return self._ready.popleft()
-                # What is missing is in the backlog of the hash.
-                self._changed.wait_for(lambda: self._spare or self._unmade or self._failure)
                 if self._failure is not None:
                     raise self._failure
                 if self._ended:
                     return None
-                buffer = self._take_buffer()
+                buffer = self._begin_to_fill()
             self._fill_one(buffer)
-        with self._changed:
-            return self._ready.popleft() if self._ready else None
 
     def release(self, chunk: _Chunk) -> None:
         with self._changed:
@@ -196,44 +194,45 @@ class _Chunks:
 
     def _hash_all(self) -> None:
         while True:
+            chunk = None
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._unhashed or self._ended or self._failure or self._spare or self._unmade
+                    lambda: self._unhashed or self._ended or self._failure or self._can_fill()
                 )
                 if self._failure is not None or (self._ended and not self._unhashed):
                     return
-                chunk = self._unhashed.popleft() if self._unhashed else None
+                if self._unhashed:
+                    chunk = self._unhashed.popleft()
+                else:
+                    buffer = self._begin_to_fill()
             if chunk is None:
-                self._fill_ahead()
+                self._fill_one(buffer)
             else:
                 self._update(chunk.buffer[: chunk.filled])
                 self.release(chunk)
 
-    def _fill_ahead(self) -> None:
-        with self._turn:
-            with self._changed:
-                done = self._ended or self._failure is not None
-                if done or self._unhashed or not (self._spare or self._unmade):
-                    return  # the caller was faster
-                buffer = self._take_buffer()
-            self._fill_one(buffer)
+    def _can_fill(self) -> bool:
+        return not self._filling and bool(self._spare or self._unmade)
 
-    def _take_buffer(self) -> memoryview:
+    def _begin_to_fill(self) -> memoryview:
+        self._filling = True
         if self._spare:
             return self._spare.pop()
         self._unmade -= 1
         return memoryview(bytearray(CHUNK))
 
     def _fill_one(self, buffer: memoryview) -> None:
-        """Fill ``buffer`` and hand it to both sides; the caller has the turn."""
+        """Fill ``buffer`` and hand it to both sides."""
         try:
             filled = self._fill(buffer)
         except BaseException as error:  # nobody is to read on
             with self._changed:
-                self._failure = error
+                self._filling = False
+                self._failure = self._failure or error
                 self._changed.notify_all()
             raise
         with self._changed:
+            self._filling = False
             if filled:
                 chunk = _Chunk(buffer, filled)
                 self._ready.append(chunk)
