@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from layerlimit import Driver, Limit
 from layerlimit.errors import Corrupt, Error, InvalidArgument, NotSupported, PermissionDenied
 from layerlimit.limit import MIB
+from layerlimit.linux.mount import unmount
 from layerlimit.union import Aufs, Overlay
 from tests import scratch
 from tests.driver import goroot
@@ -62,6 +64,24 @@ def test_opening_again_changes_nothing(root: Path) -> None:
     Driver(root)
     Driver(root, "overlay", "none")
     assert goroot.picture(root) == before
+
+
+def test_on_ext4_layers_are_placed_apart(root: Path, tmp_path: Path) -> None:
+    disk, inodes_per_group = tmp_path / "disk", 512
+    with disk.open("wb") as image:
+        image.truncate(32 * 128 * MIB)  # of 32 groups
+    made = ["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "^flex_bg", "-N", str(32 * inodes_per_group)]
+    subprocess.run([*made, str(disk)], check=True)
+    root.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(disk), str(root)], check=True)
+    try:
+        with closing(Driver(root)) as driver:
+            for id in "123":
+                driver.create(id)
+        numbers = [path.stat().st_ino for path in (root / "diff", *(root / "diff").iterdir())]
+        assert len({(number - 1) // inodes_per_group for number in numbers}) == 4
+    finally:
+        unmount(root)
 
 
 # -- what is refused ---------------------------------------------------------------------------------

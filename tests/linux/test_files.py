@@ -154,6 +154,7 @@ def test_flags_that_keep_a_file_from_being_removed_are_cleared(tmp_path: Path) -
 
 def test_file_systems_without_flags_say_so() -> None:
     assert not files.set_immutable(Path("/proc"), True)
+    assert not files.keep_apart(Path("/proc"))
     with pytest.raises(OSError, match="symbolic links"):
         files.clear_flags(Path("/proc/self/exe"))
 

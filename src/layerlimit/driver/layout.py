@@ -209,9 +209,14 @@ def end_adoption(root: Path) -> None:
 
 
 def make_directories(root: Path) -> None:
-    """Make the directories and the lock file that are missing; existing ones are kept."""
+    """Make the directories and the lock file that are missing; existing ones are kept.
+
+    Without a journal, ext4 looks at every inode that was freed near a new one within the last minute or more:
+    a layer made beside others that were just deleted took seconds longer.
+    """
     for name in _DIRECTORIES:
         (root / name).mkdir(mode=0o700, exist_ok=True)
+    files.keep_apart(root / "diff")
     os.close(os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
