@@ -177,8 +177,8 @@ def set_immutable(directory: str | Path, immutable: bool) -> bool:
 def keep_apart(directory: str | Path) -> bool:
     """Say of a directory that those made in it have nothing to do with each other (``chattr +T``).
 
-    ext4 then gives each of them, and what is made in it, an emptier part of the disk instead of one beside its
-    siblings, so that it does not search what they fill or just left. False where there is no such flag.
+    ext4 then gives each of them, and what is made in it, an emptier part of the disk instead of one beside
+    its siblings, and does not search what they fill or just left. False where there is no such flag.
     """
     return _change_flags(directory, os.O_DIRECTORY, set_=FS_TOPDIR_FL, clear=0)
 
