@@ -41,7 +41,7 @@ def test_nothing_outside_is_touched(
     case: Case, form: Form, core: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if core == "python":
-        monkeypatch.setattr(native, "extract", None)
+        monkeypatch.setattr(native, "core", None)
     world = World(tmp_path / "world")
     case.before(world.layer)
     applied, code, message = world.run(lambda: outcome(case.archive, form, case.limits))

@@ -45,7 +45,7 @@ def outcome(
     ``held``: something is there before.
     """
     started = time.time_ns() - trees.SECOND
-    core, told = native.extract, ""
+    core, told = native.core, ""
     root.mkdir()
     if held:
         (root / "d").mkdir()
@@ -54,12 +54,12 @@ def outcome(
     applied: Applied | None = None
     try:
         if python:
-            native.extract = None
+            native.core = None
         applied = apply(io.BytesIO(archive), root, form=form, limits=limits, durable=False)
     except Error as error:
         told = f"{error.code}: {error}"
     finally:
-        native.extract = core
+        native.core = core
     ended = time.time_ns() + trees.SECOND
     seen = trees.scan(root)
     return (
@@ -94,7 +94,7 @@ def differences(archives: list[bytes], limits: Limits) -> list[object]:
 
 @pytest.mark.lane("cc")
 def test_the_package_under_test_has_it() -> None:
-    assert native.extract is not None
+    assert native.core is not None
 
 
 @in_root
@@ -204,12 +204,39 @@ def test_trees_come_out_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.lane("cc")
 def test_it_refuses_what_lies_outside_the_chunk() -> None:
-    assert native.extract is not None
+    assert native.core is not None
     chunk = memoryview(entry(b"a", b"x") + END)
     for start, end, most in ((-1, 512, 1), (512, 0, 1), (0, len(chunk) + 1, 1), (0, 512, -1)):
         with pytest.raises(ValueError, match="no part of the chunk"):
-            native.extract(chunk, start, end, {}, most, 255, 0, 0, 0, False)
-    assert native.extract(chunk, 0, 511, {}, 1, 255, 0, 0, 0, False) == (0, 0, 0, None, None)
+            native.core.extract(chunk, start, end, {}, print, 1, most, 255, 0, 0, 0, False)
+    with pytest.raises(ValueError, match="negative limit"):
+        native.core.extract(chunk, 0, 512, {}, print, -1, 1, 255, 0, 0, 0, False)
+    nothing = (0, 0, 0, None, b"")
+    assert native.core.extract(chunk, 0, 511, {}, print, 1, 1, 255, 0, 0, 0, False) == nothing
+    for start in (-1, 4):
+        with pytest.raises(ValueError, match="no part of the records"):
+            native.core.set_times(0, b"abc", start)
+
+
+@in_root
+def test_more_directories_than_are_kept_open(tmp_path: Path) -> None:
+    """Most are closed and opened again; what waits for the end is read in pieces; some are gone by then."""
+    names = [b"%03d/" % number + b"n" * 95 + b"/" for number in range(9000 // 30)]
+    blocks = [entry(b"%03d/" % number, kind=b"5") for number in range(len(names))]
+    blocks += [
+        entry(name[:-6] + b"%05d/" % number, kind=b"5", mtime=number)
+        for number in range(9000 // len(names))
+        for name in names
+    ]
+    blocks += [entry(b"007", b"a file now"), entry(b"008", kind=b"2", link=b"009")]
+    blocks += [entry(names[number][:-6] + b"00000/f", b"x") for number in (1, 150, 299)]
+    layer = b"".join(blocks) + END
+    with_core, without = (
+        outcome(layer, tmp_path / name, Form.OVERLAY, Limits(), python=name == "python", held=False)
+        for name in ("native", "python")
+    )
+    assert with_core == without
+    assert with_core[0] is not None, with_core[1]
 
 
 @pytest.mark.lane("cc")

@@ -72,7 +72,7 @@ def test_trees_come_back_as_they_were(
 ) -> None:
     seen: Counter[str] = Counter()
     if core == "python":
-        monkeypatch.setattr(native, "extract", None)
+        monkeypatch.setattr(native, "core", None)
 
     @_SETTINGS
     @given(trees.trees(holes=exact))

@@ -1,23 +1,29 @@
 /* The plain entries of a layer tar, made without the interpreter.
  *
- * One function: it takes the entries of an archive's chunk for as long as each is an ordinary header of a new
- * regular file or symbolic link, a whiteout of overlayfs or one new directory, in a directory that is open already. It stops at the first that is
- * anything else, and wherever a system call fails, and decides nothing: the Python code takes that entry again
- * from its header, and refuses it or replaces what lies there by its own rules and with its own words.
- *
- * So nothing here opens a path, follows a link, replaces or removes a name: there is one component, made anew
+ * extract() takes the entries of an archive's chunk for as long as each is an ordinary header of a new regular
+ * file, symbolic link or directory or a whiteout of overlayfs, in a directory that is open already. It stops at
+ * the first that is anything else, and wherever a system call fails, and decides nothing: the Python code takes
+ * that entry again from its header, and refuses it or replaces what lies there by its own rules and with its own
+ * words. So it opens no path, follows no link, replaces or removes no name: there is one component, made anew
  * (O_EXCL, symlink, mknod, mkdir) below a descriptor that the kernel has resolved for contain.py.
+ *
+ * set_times() sets the times of directories once all is there. It resolves paths as contain.py does, with
+ * RESOLVE_IN_ROOT, and stops as well at what it cannot do.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 _Static_assert(sizeof(time_t) == 8, "times have 33 bits");
@@ -62,10 +68,28 @@ struct entry {
     char target[LINK_SIZE + 1];  /* of a symbolic link; terminated */
 };
 
+/* What is to be set on a directory at the end: extract.py's _WAITING, and the path and the ACL behind it. */
+struct waiting {
+    uint32_t path_length, acl_length;
+    int64_t atime, mtime; /* nanoseconds */
+};
+_Static_assert(sizeof(struct waiting) == 24, "without padding, as Python packs it");
+
+/* An open directory to make entries in: kept by Python, or made here. */
+struct directory {
+    size_t length;
+    int fd;
+    bool made; /* here; Python does not know of it yet */
+    mode_t mode;
+    uint64_t mtime;
+    char path[LONGEST_NAME]; /* not terminated */
+};
+
 struct work {
     const unsigned char *chunk;
     size_t at, end;       /* what is still to do */
     size_t most, longest; /* entries to make, bytes of a name */
+    size_t room;          /* directories that may be made */
     uid_t uid;            /* whatever this process makes is theirs */
     gid_t gid;
     mode_t fix;           /* mode bits that making a file does not set: set-ids and those of the umask */
@@ -73,6 +97,10 @@ struct work {
     size_t count;
     size_t last;          /* where the header of the last one made lies */
     uint64_t bytes;
+    PyObject *kept;       /* Python's open directories by their paths */
+    PyThreadState *state; /* with which to have the interpreter lock again */
+    struct directory *directories; /* those used in this call, the newest last */
+    size_t used, size;
 };
 
 /* Octal digits with at least one NUL or space behind them and nothing else. */
@@ -289,9 +317,29 @@ static int make_directory(const struct work *work, int parent, const struct entr
     return fd;
 }
 
-/* The descriptor of the directory of ``entry``; -1 if it is not in ``kept`` or what is made in it needs care, -2
- * with an exception set. */
-static int find_parent(PyObject *kept, const struct entry *entry)
+/* Note an open directory; NULL without memory. */
+static struct directory *note(struct work *work, int fd, const char *path, size_t length)
+{
+    struct directory *noted;
+
+    if (work->used == work->size) {
+        size_t size = work->size * 2 + 8;
+        struct directory *grown = realloc(work->directories, size * sizeof *grown);
+
+        if (!grown)
+            return NULL;
+        work->directories = grown;
+        work->size = size;
+    }
+    noted = &work->directories[work->used++];
+    *noted = (struct directory){.length = length, .fd = fd};
+    memcpy(noted->path, path, length);
+    return noted;
+}
+
+/* The descriptor of the directory of ``entry`` that Python keeps; -1 if it keeps none, or what is made in it needs
+ * care, -2 with an exception set. */
+static int find_kept(PyObject *kept, const struct entry *entry)
 {
     PyObject *path, *directory, *plain, *number = NULL;
     long fd = -1;
@@ -317,80 +365,222 @@ static int find_parent(PyObject *kept, const struct entry *entry)
     return fd < 0 || fd > INT_MAX ? -1 : (int)fd;
 }
 
-/* What extract() returns. */
-static PyObject *outcome(const struct work *work, struct entry *entry, int fd)
+/* The same, remembered for the call: to ask Python takes the interpreter lock, and to take it costs more than to
+ * make a file when another thread has it. */
+static int find_parent(struct work *work, const struct entry *entry)
 {
-    PyObject *directory, *result;
+    int fd;
 
+    for (size_t at = work->used; at--;) {
+        const struct directory *known = &work->directories[at];
+
+        if (known->length == entry->head_length && memcmp(known->path, entry->path, known->length) == 0)
+            return known->mode & S_ISGID ? -1 : known->fd;
+    }
+    PyEval_RestoreThread(work->state);
+    fd = find_kept(work->kept, entry);
+    if (fd >= 0 && !note(work, fd, entry->path, entry->head_length)) {
+        PyErr_NoMemory();
+        fd = -2;
+    }
+    work->state = PyEval_SaveThread();
+    return fd;
+}
+
+/* Make entries until one is not for us; false with an exception set. The caller has let go of the interpreter lock. */
+static bool make_plain(struct work *work)
+{
+    struct entry entry;
+    bool going = next(work, &entry);
+
+    while (going) {
+        int parent = find_parent(work, &entry), fd;
+        struct directory *noted;
+
+        if (parent < 0)
+            return parent == -1;
+        if (entry.kind != DIRECTORY_ENTRY) {
+            going = make_siblings(work, parent, &entry);
+            continue;
+        }
+        if (!work->room)
+            break;
+        noted = note(work, -1, entry.path, entry.path_length);
+        if (!noted)
+            break;
+        fd = make_directory(work, parent, &entry);
+        if (fd < 0) {
+            work->used--;
+            break;
+        }
+        noted->fd = fd;
+        noted->made = true;
+        noted->mode = entry.mode;
+        noted->mtime = entry.mtime;
+        made(work, &entry);
+        work->room--;
+        going = next(work, &entry);
+    }
+    return true;
+}
+
+/* Give the directories that were made to ``adopt``, and note in ``waiting`` what is to be set on them at the end.
+ * All are closed or given away, also when an exception is set. */
+static bool hand_over(const struct work *work, PyObject *adopt, char *waiting)
+{
+    bool well = true;
+
+    for (size_t at = 0; at < work->used; at++) {
+        const struct directory *one = &work->directories[at];
+        const int64_t time = (int64_t)one->mtime * 1000000000;
+        const struct waiting head = {.path_length = (uint32_t)one->length, .atime = time, .mtime = time};
+
+        if (!one->made)
+            continue;
+        if (well) {
+            PyObject *adopted = PyObject_CallFunction(adopt, "y#iO", one->path, (Py_ssize_t)one->length, one->fd,
+                                                      one->mode & S_ISGID ? Py_True : Py_False);
+
+            well = adopted != NULL;
+            Py_XDECREF(adopted);
+        }
+        if (!well)
+            close(one->fd);
+        memcpy(waiting, &head, sizeof head);
+        memcpy(waiting + sizeof head, one->path, one->length);
+        waiting += sizeof head + one->length;
+    }
+    return well;
+}
+
+/* What extract() returns. */
+static PyObject *outcome(const struct work *work, PyObject *adopt)
+{
+    struct entry entry;
+    size_t length = 0;
+    PyObject *waiting;
+
+    for (size_t at = 0; at < work->used; at++)
+        if (work->directories[at].made)
+            length += sizeof(struct waiting) + work->directories[at].length;
+    waiting = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (!waiting)
+        return NULL; /* the directories stay open: without memory for this, the process is at its end */
+    if (!hand_over(work, adopt, PyBytes_AsString(waiting))) {
+        Py_DECREF(waiting);
+        return NULL;
+    }
     if (!work->count)
-        return Py_BuildValue("nnKOO", (Py_ssize_t)work->at, (Py_ssize_t)0, 0ULL, Py_None, Py_None);
-    parse(work, work->chunk + work->last, entry);
-    if (fd < 0)
-        directory = Py_NewRef(Py_None);
-    else
-        directory = Py_BuildValue("y#iIK", entry->path, (Py_ssize_t)entry->path_length, fd,
-                                  (unsigned)entry->mode, (unsigned long long)entry->mtime);
-    result = Py_BuildValue("nnKy#N", (Py_ssize_t)work->at, (Py_ssize_t)work->count, (unsigned long long)work->bytes,
-                           entry->name, (Py_ssize_t)entry->name_length, directory);
-    if (!result && fd >= 0)
-        close(fd);
-    return result;
+        return Py_BuildValue("nnKON", (Py_ssize_t)work->at, (Py_ssize_t)0, 0ULL, Py_None, waiting);
+    parse(work, work->chunk + work->last, &entry);
+    return Py_BuildValue("nnKy#N", (Py_ssize_t)work->at, (Py_ssize_t)work->count, (unsigned long long)work->bytes,
+                         entry.name, (Py_ssize_t)entry.name_length, waiting);
 }
 
 PyDoc_STRVAR(extract_doc,
-    "extract(chunk, start, end, kept, most, longest, uid, gid, fix, whiteouts)\n\n"
-    "Make the plain entries that lie whole between start and end in chunk, at most so many and with names no\n"
-    "longer than that, and return after the first directory. kept maps paths to directories, of which the\n"
-    "attributes plain and fd are read. Returns where the next header lies, how many entries were made, what\n"
-    "Applied.bytes counts of them, the name of the last one, and (path, descriptor, mode, mtime) of the\n"
-    "directory or None. The interpreter lock is free while system calls are made.");
+    "extract(chunk, start, end, kept, adopt, room, most, longest, uid, gid, fix, whiteouts)\n\n"
+    "Make the plain entries that lie whole between start and end in chunk, at most so many, with names no longer\n"
+    "than that, and with room for so many directories. kept maps paths to directories, of which the attributes\n"
+    "plain and fd are read; adopt(path, fd, setgid) is called for each new one. Returns where the next header\n"
+    "lies, how many entries were made, what Applied.bytes counts of them, the name of the last one, and what is\n"
+    "to be set on the directories at the end. The interpreter lock is free while system calls are made.");
 
 static PyObject *extract(PyObject *module, PyObject *arguments)
 {
     Py_buffer chunk;
-    Py_ssize_t start, end, most, longest;
-    PyObject *kept, *result = NULL;
-    struct entry entry;
+    Py_ssize_t start, end, room, most, longest;
+    PyObject *kept, *adopt, *result = NULL;
     unsigned uid, gid, fix;
-    int parent = -1, fd = -1;
     int whiteouts;
-    bool going;
 
     (void)module;
-    if (!PyArg_ParseTuple(arguments, "y*nnO!nnIIIp", &chunk, &start, &end, &PyDict_Type, &kept, &most, &longest,
-                          &uid, &gid, &fix, &whiteouts))
+    if (!PyArg_ParseTuple(arguments, "y*nnO!OnnnIIIp", &chunk, &start, &end, &PyDict_Type, &kept, &adopt, &room,
+                          &most, &longest, &uid, &gid, &fix, &whiteouts))
         return NULL;
-    if (start < 0 || end < start || end > chunk.len || most < 0 || longest < 0) {
+    if (start < 0 || end < start || end > chunk.len || room < 0 || most < 0 || longest < 0) {
         PyErr_SetString(PyExc_ValueError, "no part of the chunk, or a negative limit");
     } else {
         struct work work = {.chunk = chunk.buf, .at = (size_t)start, .end = (size_t)end, .most = (size_t)most,
-                            .longest = (size_t)longest, .uid = uid, .gid = gid, .fix = fix,
-                            .whiteouts = whiteouts != 0};
+                            .longest = (size_t)longest, .room = (size_t)room, .uid = uid, .gid = gid, .fix = fix,
+                            .whiteouts = whiteouts != 0, .kept = kept};
+        bool well;
 
-        for (going = next(&work, &entry); going;) {
-            parent = find_parent(kept, &entry);
-            if (parent < 0)
-                break;
-            Py_BEGIN_ALLOW_THREADS
-            if (entry.kind == DIRECTORY_ENTRY) {
-                fd = make_directory(&work, parent, &entry);
-                if (fd >= 0)
-                    made(&work, &entry);
-                going = false;
-            } else {
-                going = make_siblings(&work, parent, &entry);
-            }
-            Py_END_ALLOW_THREADS
-        }
-        if (parent != -2)
-            result = outcome(&work, &entry, fd);
+        work.state = PyEval_SaveThread();
+        well = make_plain(&work);
+        PyEval_RestoreThread(work.state);
+        if (well)
+            result = outcome(&work, adopt);
+        else
+            for (size_t at = 0; at < work.used; at++)
+                if (work.directories[at].made)
+                    close(work.directories[at].fd);
+        free(work.directories);
     }
     PyBuffer_Release(&chunk);
     return result;
 }
 
+/* Set the times of a directory; false if something is in the way that is not for us to judge. */
+static bool set_directory_times(int root, const char *path, const struct waiting *head)
+{
+    const struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC,
+                                 .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV};
+    const struct timespec times[2] = {
+        {.tv_sec = (time_t)(head->atime / 1000000000), .tv_nsec = (long)(head->atime % 1000000000)},
+        {.tv_sec = (time_t)(head->mtime / 1000000000), .tv_nsec = (long)(head->mtime % 1000000000)},
+    };
+    int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    bool set;
+
+    if (fd < 0)
+        return errno == ENOENT || errno == ENOTDIR || errno == ELOOP; /* a later entry removed or replaced it */
+    set = futimens(fd, times) == 0;
+    return close(fd) == 0 && set;
+}
+
+PyDoc_STRVAR(set_times_doc,
+    "set_times(root, records, start)\n\n"
+    "Set the times of directories below the descriptor root, by the records that begin at start. Returns where\n"
+    "the first begins that is not whole, or has more to it. The interpreter lock is free.");
+
+static PyObject *set_times(PyObject *module, PyObject *arguments)
+{
+    Py_buffer records;
+    Py_ssize_t start;
+    struct waiting head;
+    char path[PATH_MAX];
+    size_t at;
+    int root;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "iy*n", &root, &records, &start))
+        return NULL;
+    if (start < 0 || start > records.len) {
+        PyBuffer_Release(&records);
+        PyErr_SetString(PyExc_ValueError, "no part of the records");
+        return NULL;
+    }
+    at = (size_t)start;
+    Py_BEGIN_ALLOW_THREADS
+    while ((size_t)records.len - at >= sizeof head) {
+        memcpy(&head, (const char *)records.buf + at, sizeof head);
+        if (head.acl_length || head.atime < 0 || head.mtime < 0 || head.path_length >= sizeof path
+            || (size_t)records.len - at - sizeof head < head.path_length)
+            break;
+        memcpy(path, (const char *)records.buf + at + sizeof head, head.path_length);
+        path[head.path_length] = 0;
+        if (!set_directory_times(root, path, &head))
+            break;
+        at += sizeof head + head.path_length;
+    }
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&records);
+    return PyLong_FromSize_t(at);
+}
+
 static PyMethodDef methods[] = {
     {"extract", extract, METH_VARARGS, extract_doc},
+    {"set_times", set_times, METH_VARARGS, set_times_doc},
     {NULL, NULL, 0, NULL},
 };
 

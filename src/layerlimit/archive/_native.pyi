@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from layerlimit.archive.contain import Directory
 
 def extract(
@@ -5,6 +7,8 @@ def extract(
     start: int,
     end: int,
     kept: dict[bytes, Directory],
+    adopt: Callable[[bytes, int, bool], object],
+    room: int,
     most: int,
     longest: int,
     uid: int,
@@ -12,4 +16,5 @@ def extract(
     fix: int,
     whiteouts: bool,
     /,
-) -> tuple[int, int, int, bytes | None, tuple[bytes, int, int, int] | None]: ...
+) -> tuple[int, int, int, bytes | None, bytes]: ...
+def set_times(root: int, records: bytes, start: int, /) -> int: ...

@@ -193,6 +193,11 @@ class Tree:
             os.close(directory.fd)
         self._retired.clear()
 
+    @property
+    def room(self) -> int:
+        """How many more directories can be kept before the next :meth:`begin`."""
+        return max(0, _KEPT - len(self.kept))
+
     def forget(self) -> None:
         """Resolve every path anew from now on."""
         for path, directory in self.kept.items():
@@ -225,14 +230,20 @@ class Tree:
     def made(self, path: bytes, directory: Directory, name: bytes) -> Directory:
         """Keep the directory ``name`` that was just made in ``directory``; ``path`` leads to it."""
         fd = os.open(name, _OPEN_CHILD, dir_fd=directory.fd)
-        return self.adopt(path, fd, acl=directory.acl, setgid=not directory.exact)
+        made = self.adopt(path, fd, not directory.exact)
+        if directory.acl:
+            made.changed(mode=0, acl=True)
+        return made
 
-    def adopt(self, path: bytes, fd: int, *, acl: bool, setgid: bool) -> Directory:
-        """Keep the open directory ``fd`` that was just made; ``path`` leads to it."""
-        made = Directory(fd, acl=acl, setgid=setgid, fresh=True, marked=False, tracked=self.tracked)
-        self._remember(path, made)
+    def adopt(self, path: bytes, fd: int, setgid: bool) -> Directory:
+        """Keep the open directory ``fd`` that was just made, without ACLs; ``path`` leads to it.
+
+        It is ours to close unless this raises.
+        """
+        made = Directory(fd, acl=False, setgid=setgid, fresh=True, marked=False, tracked=self.tracked)
         if self.tracked:
             self._made.add(made.identity)
+        self._remember(path, made)
         return made
 
     def opened(self, path: bytes, directory: Directory, name: bytes) -> Directory:

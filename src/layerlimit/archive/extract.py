@@ -88,8 +88,8 @@ class Extractor:
         reader, tree, short = self._reader, self._tree, self._short
         regular, advance, kept, new_file = tar.REGULAR, reader.advance, tree.kept, self._new_file
         while True:
-            if native.extract is not None:
-                self._make_plain(native.extract)
+            if native.core is not None:
+                self._make_plain()
                 kept = tree.kept
             if not advance():
                 break
@@ -114,27 +114,26 @@ class Extractor:
             kept = tree.kept
         self._finish()
 
-    def _make_plain(self, extract: native.Extract) -> None:
+    def _make_plain(self) -> None:
         """Let the native core make the plain entries that come next; it stops at the first other one."""
-        reader, tree, short = self._reader, self._tree, self._short
-        uid, gid, fix, whiteouts = self._uid, self._gid, self._fix, self._deletions.in_place
+        assert native.core is not None
+        reader, tree = self._reader, self._tree
+        limits = (self._short, self._uid, self._gid, self._fix, self._deletions.in_place)
         chunk, start, end, most = reader.lend()
-        while True:
-            start, entries, size, name, made = extract(
-                chunk, start, end, tree.kept, most, short, uid, gid, fix, whiteouts
+        while start < end:
+            tree.begin()
+            room = tree.room
+            start, entries, size, name, waiting = native.core.extract(
+                chunk, start, end, tree.kept, tree.adopt, room, most, *limits
             )
             if name is None:
                 return
             reader.passed(start, entries, name)
             most -= entries
             self.bytes += size
-            if made is None:
+            self._keep_waiting(waiting)
+            if tree.room:
                 return
-            path, fd, mode, seconds = made
-            tree.begin()
-            tree.adopt(path, fd, acl=False, setgid=bool(mode & stat.S_ISGID))
-            time = seconds * 1_000_000_000
-            self._wait(path, b"", time, time)
 
     def _new_file(self, parent: int, base: bytes) -> bool:
         """The short way for a new plain file; False, with nothing done, if the name is taken."""
@@ -334,9 +333,11 @@ class Extractor:
 
     def _wait(self, path: bytes, acl: bytes, atime: int, mtime: int) -> None:
         """Keep what is to be set on the directory ``path`` at the end."""
-        record = _WAITING.pack(len(path), len(acl), atime, mtime) + path + acl
-        self._waiting.write(record)
-        self._waiting_bytes += len(record)
+        self._keep_waiting(_WAITING.pack(len(path), len(acl), atime, mtime) + path + acl)
+
+    def _keep_waiting(self, records: bytes) -> None:
+        self._waiting.write(records)
+        self._waiting_bytes += len(records)
         if self._waiting_bytes > _WAITING_BYTES and isinstance(self._waiting, io.BytesIO):
             held, self._waiting = self._waiting, tempfile.TemporaryFile()  # noqa: SIM115 - closed at exit
             self._waiting.write(held.getbuffer())
@@ -492,12 +493,26 @@ class Extractor:
         self._deletions.finish(tree)
         for path, atime, mtime in tree.inherited_times:
             self._set_directory(path, b"", atime, mtime)
-        waiting = self._waiting
-        waiting.seek(0)
-        while head := waiting.read(_WAITING.size):
-            path_length, acl_length, atime, mtime = _WAITING.unpack(head)
-            path, acl = waiting.read(path_length), waiting.read(acl_length) if acl_length else b""
+        self._waiting.seek(0)
+        records = b""
+        while more := self._waiting.read(MIB):
+            records = self._set_directories(records + more)
+
+    def _set_directories(self, records: bytes) -> bytes:
+        """Set what has waited; what is left is the beginning of a record."""
+        at = 0
+        while True:
+            if native.core is not None:
+                at = native.core.set_times(self._tree.fd, records, at)
+            if len(records) - at < _WAITING.size:
+                return records[at:]
+            path_length, acl_length, atime, mtime = _WAITING.unpack_from(records, at)
+            path_end = at + _WAITING.size + path_length
+            if len(records) < path_end + acl_length:
+                return records[at:]
+            path, acl = records[path_end - path_length : path_end], records[path_end : path_end + acl_length]
             self._set_directory(path, acl, atime, mtime)
+            at = path_end + acl_length
 
     def _set_directory(self, path: bytes, acl: bytes, atime: int, mtime: int) -> None:
         kept = self._tree.kept.get(path)

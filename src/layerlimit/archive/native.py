@@ -6,21 +6,10 @@ makes every entry; with it, those that need no decision are made without the int
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from types import ModuleType
 
-if TYPE_CHECKING:
-    from layerlimit.archive.contain import Directory
-
-#: A new directory: its path, a descriptor of it, its mode, and its time in seconds.
-Made = tuple[bytes, int, int, int]
-Extract = Callable[
-    [memoryview, int, int, "dict[bytes, Directory]", int, int, int, int, int, bool],
-    tuple[int, int, int, bytes | None, Made | None],
-]
-
-extract: Extract | None
+core: ModuleType | None
 try:
-    from layerlimit.archive._native import extract
+    from layerlimit.archive import _native as core
 except ImportError:
-    extract = None
+    core = None

@@ -12,9 +12,11 @@ lock. Memory is the buffers, whatever the size of the layer.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -53,6 +55,14 @@ def _readinto_of(stream: Readable) -> Callable[[memoryview], int | None]:
         return len(data)
 
     return readinto
+
+
+def _large_buffer() -> memoryview:
+    """A buffer for a chunk, in huge pages where the kernel has them; the system has it back at once."""
+    buffer = mmap.mmap(-1, CHUNK)
+    with suppress(OSError):  # a kernel without them
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(buffer)
 
 
 class _Stopped(Exception):
@@ -219,7 +229,7 @@ class _Chunks:
         if self._spare:
             return self._spare.pop()
         self._unmade -= 1
-        return memoryview(bytearray(CHUNK))
+        return _large_buffer()
 
     def _fill_one(self, buffer: memoryview) -> None:
         """Fill ``buffer`` and hand it to both sides."""
@@ -311,7 +321,7 @@ class Source:
             self._lent = self._chunks.next()
             buffer, filled = (self._lent.buffer, self._lent.filled) if self._lent else (memoryview(b""), 0)
         else:
-            self._own = buffer = self._own or memoryview(bytearray(CHUNK))
+            self._own = buffer = self._own or _large_buffer()
             filled = self._fill(buffer)
             self._hash.update(buffer[:filled])
         self._ended = filled == 0
