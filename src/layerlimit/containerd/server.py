@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +13,11 @@ import grpc
 
 from layerlimit.containerd.service import SERVICE
 from layerlimit.containerd.wire import health_pb2
+from layerlimit.containerd.workers import Workers
 from layerlimit.errors import Busy, InvalidArgument, from_os_error
 
-_THREADS: Final = 32
+_THREADS: Final = 2
+_MOST_THREADS: Final = 32  # while calls wait for something
 _MESSAGE_BYTES: Final = 16 << 20  # containerd's own bound
 _GRACE_SECONDS: Final = 5.0
 _PATH_BYTES: Final = 107  # sun_path, without its end
@@ -37,9 +38,9 @@ def serving(
     _make_way(address)
     # gRPC's threads and a fork of this process do not go together; it only ever starts programs.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="call") as threads:
+    with Workers(_THREADS, _MOST_THREADS) as threads:
         server = grpc.server(
-            threads,
+            threads,  # type: ignore[arg-type]  # it asks for no more than an executor
             handlers=[*handlers, _health()],
             interceptors=list(interceptors),
             options=(
