@@ -25,6 +25,7 @@ from layerlimit.containerd.mapped import owners_inside
 from layerlimit.containerd.service import status_of
 from layerlimit.containerd.wire import descriptor_pb2
 from layerlimit.containerd.wire import diff_pb2 as wire
+from layerlimit.containerd.writing_out import WritingOut
 from layerlimit.errors import Busy, Error, InvalidArgument, NotFound, from_os_error
 from layerlimit.store import Info, Kind, Store
 from layerlimit.union import Stack
@@ -101,11 +102,14 @@ class Differ:
             upper = stack.upper
             assert upper is not None
             owner = os.stat(upper)
-            with self._content.read(caller, request.diff.digest, request.diff.size) as blob:
+            with (
+                self._content.read(caller, request.diff.digest, request.diff.size) as blob,
+                WritingOut(blob, upper) as stream,
+            ):
                 if not context.add_callback(blob.cancel):
                     blob.cancel()
                 applied = archive.apply(
-                    blob,
+                    stream,
                     upper,
                     # A base is mounted without a union, which would show what marks a deletion.
                     form=Form.OVERLAY if _is_union(request.mounts) else Form.FLAT,
