@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -14,18 +15,22 @@ from layerlimit.archive import pipeline
 PATIENCE = 60  # seconds after which it hangs
 
 
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("buffers", [1, 2, 8])
-def test_both_sides_go_on_however_fast_the_other_is(monkeypatch: pytest.MonkeyPatch, buffers: int) -> None:
-    """One may take all buffers between two steps of the other, who has to be able to give them back."""
+def test_all_go_on_however_fast_the_others_are(
+    monkeypatch: pytest.MonkeyPatch, buffers: int, *, compressed: bool
+) -> None:
+    """One may take all buffers between two steps of another, who has to be able to give them back."""
     monkeypatch.setattr(pipeline, "CHUNK", 512)
     monkeypatch.setattr(pipeline, "_BUFFERS", buffers)
     # Behind the first 256 KiB, which have a buffer of their own.
     content = os.urandom(256 * 1024) + bytes(512 * 2000 + 100)
+    stream = gzip.compress(content, 1) if compressed else content
     failures: list[str] = []
 
     def use() -> None:
         for _ in range(10):
-            with pipeline.Source(io.BytesIO(content)) as source:
+            with pipeline.Source(io.BytesIO(stream)) as source:
                 seen = hashlib.sha256()
                 while chunk := source.chunk():
                     seen.update(chunk)

@@ -3,10 +3,11 @@
     stream → (read) → fill → the caller extracts → buffers go round again
                           ↘ hash                ↗
 
-The caller's thread extracts and one more hashes; to *fill* (to read, or to inflate) is the work of whichever
-of the two would wait otherwise, so that two processors stay busy with small files and with large ones.
-``read`` is one more thread for compressed streams. Reading, inflating and hashing leave the interpreter
-lock. Memory is the buffers, whatever the size of the layer.
+The caller's thread extracts and one more hashes. To *fill* is to read what is not compressed: little work, of
+whichever of the two would wait otherwise, so that two processors stay busy with small files and with large
+ones. Or it is to inflate, the longest work of all and in one piece: then it has a thread, and ``read`` has
+another. Reading, inflating and hashing leave the interpreter lock. Memory is the buffers, whatever the size
+of the layer.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from layerlimit.archive.inflate import Compression, Inflater, detect
 from layerlimit.archive.limits import KIB, MIB, Limits
 from layerlimit.errors import from_os_error
 
-CHUNK = 2 * MIB
+CHUNK = 4 * MIB
 _RAW = 256 * KIB  # compressed bytes at a time, and the first look at any stream
-_BUFFERS = 8
+_BUFFERS = 6
 _RAW_BUFFERS = 3
 
 
@@ -135,12 +136,15 @@ class _Chunk:
 class _Chunks:
     """Chunks in the order of the stream, all of them hashed by a thread.
 
-    :meth:`next` fills one itself when none is ready; the thread fills ahead while it has none to hash. One of
-    them fills at a time. Neither waits for anything but the condition, with no lock or buffer in its hands:
-    who waited for a buffer and kept the other from its work would wait for ever.
+    :meth:`next` fills one itself when none is ready, and the thread fills ahead while it has none to hash; or
+    a thread of its own fills them all, if ``apart``. One fills at a time. Nobody waits for anything but the
+    condition, with no lock or buffer in its hands: who waited for a buffer and kept another from its work
+    would wait for ever.
     """
 
-    def __init__(self, fill: Callable[[memoryview], int], update: Callable[[memoryview], None]) -> None:
+    def __init__(
+        self, fill: Callable[[memoryview], int], update: Callable[[memoryview], None], *, apart: bool
+    ) -> None:
         self._fill = fill
         self._update = update
         self._changed = threading.Condition()  # its lock guards all that follows
@@ -151,10 +155,17 @@ class _Chunks:
         self._unmade = _BUFFERS  # buffers come into being as they are needed
         self._ended = False
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="layer-hash", daemon=True)
+        self._apart = apart
+        work = [("layer-hash", self._hash_all)]
+        if apart:
+            work.append(("layer-inflate", self._fill_all))
+        self._threads = [
+            threading.Thread(target=self._run, args=[step], name=name, daemon=True) for name, step in work
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def next(self) -> _Chunk | None:
         """The next chunk, None at the end; :meth:`release` it when done, before asking for another."""
@@ -180,23 +191,24 @@ class _Chunks:
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Make the thread end as soon as it looks."""
+        """Make the threads end as soon as they look."""
         with self._changed:
             self._failure = self._failure or _Stopped()
             self._changed.notify_all()
 
     def join(self, *, timeout: float | None = None) -> None:
-        self._thread.join(timeout)
+        for thread in self._threads:
+            thread.join(timeout)
 
     def finish(self) -> None:
         """Wait until the last chunk is hashed."""
-        self._thread.join()
+        self.join()
         if self._failure is not None:
             raise self._failure
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            self._hash_all()
+            work()
         except BaseException as error:  # whatever it is belongs to the thread that asked for the work
             with self._changed:
                 self._failure = self._failure or error
@@ -221,8 +233,19 @@ class _Chunks:
                 self._update(chunk.buffer[: chunk.filled])
                 self.release(chunk)
 
+    def _fill_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._spare or self._unmade or self._failure)
+                if self._failure is not None:
+                    return
+                buffer = self._begin_to_fill()
+            self._fill_one(buffer)
+            if self._ended:
+                return
+
     def _can_fill(self) -> bool:
-        return not self._filling and bool(self._spare or self._unmade)
+        return not self._apart and not self._filling and bool(self._spare or self._unmade)
 
     def _begin_to_fill(self) -> memoryview:
         self._filling = True
@@ -291,7 +314,8 @@ class Source:
                 self._raw = _ReadAhead(self._read, size=_RAW, count=_RAW_BUFFERS)
                 self._raw.start()
         if threaded:
-            self._chunks = _Chunks(self._fill, self._hash.update)
+            apart = self.compression is not Compression.NONE
+            self._chunks = _Chunks(self._fill, self._hash.update, apart=apart)
             self._chunks.start()
         return self
 
