@@ -3,7 +3,8 @@
 Threads of Python take turns at one lock, and give it up at each system call: with 32 that all have work, a
 start took 600 switches between threads and half again the processor time that it takes with two. But a call
 may wait, for a disk, a repair or an unpacking: when no call was begun for a moment while some are queued,
-another thread joins, until none is queued.
+another thread joins, until none is queued. The moment is long: while a hundred containers start, threads get
+a processor late, and more of them would not help.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
-_MOMENT: Final = 0.02  # seconds; most calls take a tenth of that
+_MOMENT: Final = 0.2  # seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")
