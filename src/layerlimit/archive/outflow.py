@@ -15,11 +15,13 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol, Self
 
+from layerlimit.archive.buffers import large_buffer
 from layerlimit.archive.compress import Encoder
+from layerlimit.archive.limits import MIB
 from layerlimit.archive.tarformat import BLOCK
 from layerlimit.archive.writer import padding
 
-SIZE = 1 << 20
+SIZE = 2 * MIB
 _BUFFERS = 6
 _ZEROS = bytes(SIZE)
 
@@ -54,14 +56,13 @@ class Outflow:
         self._encoder = encoder
         self._diff = hashlib.sha256()
         self._compressed = hashlib.sha256()
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
-        self._hashing: SimpleQueue[tuple[bytearray, int] | None] = SimpleQueue()
-        self._encoding: SimpleQueue[tuple[bytearray, int] | None] = SimpleQueue()
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        self._hashing: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
+        self._encoding: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
         self._failure: BaseException | None = None
         for _ in range(_BUFFERS - 1):
-            self._free.put(bytearray(SIZE))
-        self._buffer = bytearray(SIZE)
-        self._view = memoryview(self._buffer)
+            self._free.put(large_buffer(SIZE))
+        self._view = large_buffer(SIZE)
         self._used = 0
         self._threads: list[threading.Thread] = []
 
@@ -163,9 +164,8 @@ class Outflow:
         if self._encoder is None:
             self._write(view)
         self.total += self._used
-        self._hashing.put((self._buffer, self._used))
-        self._buffer = self._free.get()
-        self._view = memoryview(self._buffer)
+        self._hashing.put((self._view, self._used))
+        self._view = self._free.get()
         self._used = 0
         self._raise()
 
@@ -192,16 +192,16 @@ class Outflow:
     def _start(
         self,
         name: str,
-        source: SimpleQueue[tuple[bytearray, int] | None],
+        source: SimpleQueue[tuple[memoryview, int] | None],
         work: Callable[[memoryview], None],
-        target: SimpleQueue[tuple[bytearray, int] | None] | None,
+        target: SimpleQueue[tuple[memoryview, int] | None] | None,
     ) -> None:
         def run() -> None:
             while item := source.get():
                 buffer, used = item
                 try:
                     if self._failure is None:
-                        work(memoryview(buffer)[:used])
+                        work(buffer[:used])
                 except BaseException as error:  # the walker raises it; the buffers must go on
                     self._failure = error
                 if target is not None:

@@ -13,16 +13,15 @@ of the layer.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Protocol, Self
 
+from layerlimit.archive.buffers import large_buffer
 from layerlimit.archive.inflate import Compression, Inflater, detect
 from layerlimit.archive.limits import KIB, MIB, Limits
 from layerlimit.errors import from_os_error
@@ -56,14 +55,6 @@ def _readinto_of(stream: Readable) -> Callable[[memoryview], int | None]:
         return len(data)
 
     return readinto
-
-
-def _large_buffer() -> memoryview:
-    """A buffer for a chunk, in huge pages where the kernel has them; the system has it back at once."""
-    buffer = mmap.mmap(-1, CHUNK)
-    with suppress(OSError):  # a kernel without them
-        buffer.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(buffer)
 
 
 class _Stopped(Exception):
@@ -252,7 +243,7 @@ class _Chunks:
         if self._spare:
             return self._spare.pop()
         self._unmade -= 1
-        return _large_buffer()
+        return large_buffer(CHUNK)
 
     def _fill_one(self, buffer: memoryview) -> None:
         """Fill ``buffer`` and hand it to both sides."""
@@ -345,7 +336,7 @@ class Source:
             self._lent = self._chunks.next()
             buffer, filled = (self._lent.buffer, self._lent.filled) if self._lent else (memoryview(b""), 0)
         else:
-            self._own = buffer = self._own or _large_buffer()
+            self._own = buffer = self._own or large_buffer(CHUNK)
             filled = self._fill(buffer)
             self._hash.update(buffer[:filled])
         self._ended = filled == 0
