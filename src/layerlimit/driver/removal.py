@@ -1,7 +1,7 @@
 """Taking a layer out: rename, then delete; and cleaning up what a crash left of that or of a creation.
 
     trash/<id>.<random>/layers   the chain, moved here: from then on the layer is gone, and known to be
-    trash/<id>.<random>/<piece>  its directories and files, moved here one by one, then deleted
+    trash/<id>.<random>/<piece>  its directories and files, moved here one by one unless empty, then deleted
 
 Steps of a removal, with what a crash before the next one leaves: unmounted (the layer is whole) → chain
 moved and both directories synced (gone; its pieces are orphans that the trash entry explains) → pieces
@@ -55,11 +55,19 @@ class Removal:
         return entry
 
     def move_pieces(self, id: str, entry: Path) -> None:
-        """Move what is there of a layer into its trash entry; repeating it is harmless."""
+        """Move what is there of a layer into its trash entry; repeating it is harmless.
+
+        Empty directories go at once: a limited layer consists of such, its record and its image.
+        """
         self._layout.unshut(id)
         for name, path in self._layout.pieces(id):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path, entry / name)
+                try:
+                    os.rmdir(path)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                    os.rename(path, f"{entry}/{name}")
 
     def clear_leftovers(self, id: str) -> None:
         """Before ``id`` is created: finish an interrupted removal or creation of the same name."""
