@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from layerlimit.containerd.workers import Workers
+from layerlimit.containerd import workers as module
+from layerlimit.containerd.workers import Workers, give_place
 
 FEW, MOST, SECONDS = 2, 6, 30
 
@@ -31,6 +32,35 @@ def test_others_join_while_calls_are_stuck_and_come_back(workers: Workers) -> No
         together = threading.Barrier(MOST)
         calls = [workers.submit(together.wait, SECONDS) for _ in range(MOST)]
         assert sorted(call.result(SECONDS) for call in calls) == list(range(MOST))
+
+
+def test_a_long_call_gives_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody has to help, and as many serve afterwards as before."""
+    monkeypatch.setattr(module, "_MOMENT", 2)
+    give_place()  # nothing to give
+    go_on = threading.Event()
+
+    def long() -> bool:
+        give_place()
+        give_place()  # once is enough
+        return go_on.wait(SECONDS)
+
+    workers = Workers(FEW, MOST)
+    try:
+        for _ in range(3):
+            go_on.clear()
+            calls = [workers.submit(long) for _ in range(MOST - FEW)]
+            together = threading.Barrier(FEW)
+            for call in [workers.submit(together.wait, SECONDS) for _ in range(FEW)]:
+                call.result(SECONDS)
+            go_on.set()
+            assert all(call.result(SECONDS) for call in calls)
+        many = threading.Barrier(FEW + 1)
+        for call in [workers.submit(many.wait, 0.5) for _ in range(FEW + 1)]:
+            with pytest.raises(threading.BrokenBarrierError):
+                call.result(SECONDS)
+    finally:
+        workers.shutdown()
 
 
 def test_no_more_join_than_allowed(workers: Workers) -> None:

@@ -25,6 +25,7 @@ from layerlimit.containerd.mapped import owners_inside
 from layerlimit.containerd.service import status_of
 from layerlimit.containerd.wire import descriptor_pb2
 from layerlimit.containerd.wire import diff_pb2 as wire
+from layerlimit.containerd.workers import give_place
 from layerlimit.containerd.writing_out import WritingOut
 from layerlimit.errors import Busy, Error, InvalidArgument, NotFound, from_os_error
 from layerlimit.store import Info, Kind, Store
@@ -97,6 +98,7 @@ class Differ:
         _known(request.diff.media_type)
         if request.payloads:
             raise NotOurs(f"payloads for {', '.join(request.payloads)} are not known")
+        give_place()
         caller = _caller(context)
         with self._writable(request.mounts) as (info, stack):
             upper = stack.upper
@@ -158,6 +160,7 @@ class Differ:
 
     def diff(self, request: wire.DiffRequest, context: grpc.ServicerContext) -> wire.DiffResponse:
         """Write what a snapshot, or the one that a view shows, changes of its parent into a blob."""
+        give_place()
         media_type = request.media_type or _GZIP
         compression = _known(media_type)
         right = self._branches(request.right)

@@ -2,9 +2,10 @@
 
 Threads of Python take turns at one lock, and give it up at each system call: with 32 that all have work, a
 start took 600 switches between threads and half again the processor time that it takes with two. But a call
-may wait, for a disk, a repair or an unpacking: when no call was begun for a moment while some are queued,
-another thread joins, until none is queued. The moment is long: while a hundred containers start, threads get
-a processor late, and more of them would not help.
+may take long. One that knows it, since it unpacks a layer, gives its place to another thread. Others wait for
+a disk or a repair: when no call was begun for a moment while some are queued, a thread helps until none is
+queued. The moment is long: while a hundred containers start, threads get a processor late, and more of them
+would not help.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from enum import Enum, auto
 from queue import Empty, SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -21,6 +23,23 @@ _MOMENT: Final = 0.2  # seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+_own = threading.local()  # of a thread: ``workers`` it belongs to, and whether it ``serves``
+
+
+def give_place() -> None:
+    """Say that the call of this thread takes long: until it ends, another answers in place of this one.
+
+    Nothing happens in a thread that is none of :class:`Workers`, or when those are all there may be.
+    """
+    if getattr(_own, "serves", False) and _own.workers._bring(_Role.SERVE):
+        _own.serves = False
+
+
+class _Role(Enum):
+    SERVE = auto()
+    HELP = auto()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,14 +66,16 @@ class Workers(Executor):
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._last: _Call | None = None  # that was begun
         self._queued = threading.Event()
-        self._help = threading.Semaphore(0)
-        self._idle = threading.Semaphore(0)  # helpers that wait for _help
+        self._idle = threading.Semaphore(0)  # threads that wait for one of the roles
+        self._roles: SimpleQueue[_Role | None] = SimpleQueue()
         self._ended = False
         self._most = most
+        self._starting = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._watcher = threading.Thread(target=self._watch, name="call-watch")
         for _ in range(few):
-            self._start(self._serve)
-        self._start(self._watch)
+            self._bring(_Role.SERVE)
+        self._watcher.start()
 
     def submit(self, function: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> Future[T]:
         """Queue a call; RuntimeError after :meth:`shutdown`."""
@@ -72,31 +93,49 @@ class Workers(Executor):
             call.answer.cancel()
         self._ended = True
         self._queued.set()
-        for thread in self._threads if wait else ():
-            thread.join()
+        if wait:
+            self._watcher.join()
+            for thread in self._threads:
+                thread.join()
 
-    def _start(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=f"call-{len(self._threads)}")
-        self._threads.append(thread)
+    def _bring(self, role: _Role) -> bool:
+        """Let a thread that waits, or a new one, play ``role``; False when there are as many as may be."""
+        if self._idle.acquire(blocking=False):
+            self._roles.put(role)
+            return True
+        with self._starting:
+            if len(self._threads) == self._most:
+                return False
+            thread = threading.Thread(target=self._live, args=[role], name=f"call-{len(self._threads)}")
+            self._threads.append(thread)
         thread.start()
+        return True
+
+    def _live(self, role: _Role | None) -> None:
+        _own.workers = self
+        while role is not None:
+            if role is _Role.SERVE:
+                self._serve()
+            else:
+                self._help()
+            self._idle.release()
+            role = self._roles.get()
 
     def _serve(self) -> None:
-        while (call := self._calls.get()) is not None:
-            self._last = call
-            call.run()
+        _own.serves = True
+        while _own.serves and (call := self._calls.get()) is not None:
+            self._run(call)
             del call  # or it lives on, with its answer, for as long as we wait
+        _own.serves = False
 
-    def _serve_on(self) -> None:
-        """A helper: until none is queued, and again when there is need."""
-        while True:
-            while (call := self._next()) is not None:
-                self._last = call
-                call.run()
-                del call
-            if self._ended:
-                return
-            self._idle.release()
-            self._help.acquire()
+    def _help(self) -> None:
+        while (call := self._next()) is not None:
+            self._run(call)
+            del call
+
+    def _run(self, call: _Call) -> None:
+        self._last = call
+        call.run()
 
     def _next(self) -> _Call | None:
         try:
@@ -113,12 +152,12 @@ class Workers(Executor):
             if self._calls.empty():
                 continue
             self._queued.set()
-            if self._last is not last:
-                continue
-            if self._idle.acquire(blocking=False):
-                self._help.release()
-            elif len(self._threads) <= self._most:  # this one is among them
-                self._start(self._serve_on)
-        for _ in self._threads:
-            self._calls.put(None)
-            self._help.release()
+            if self._last is last:
+                self._bring(_Role.HELP)
+        with self._starting:
+            self._most = 0  # no more of them
+            for _ in self._threads:
+                self._roles.put(None)
+                # One that waits for calls sees one; so may, before, one that helped or took a place.
+                self._calls.put(None)
+                self._calls.put(None)
