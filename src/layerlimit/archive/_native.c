@@ -503,11 +503,14 @@ static PyObject *extract(PyObject *module, PyObject *arguments)
         struct work work = {.chunk = chunk.buf, .at = (size_t)start, .end = (size_t)end, .most = (size_t)most,
                             .longest = (size_t)longest, .room = (size_t)room, .uid = uid, .gid = gid, .fix = fix,
                             .whiteouts = whiteouts != 0, .kept = kept};
-        bool well;
+        struct entry first;
+        bool well = true;
 
-        work.state = PyEval_SaveThread();
-        well = make_plain(&work);
-        PyEval_RestoreThread(work.state);
+        if (next(&work, &first)) { /* or the lock is not worth the trouble */
+            work.state = PyEval_SaveThread();
+            well = make_plain(&work);
+            PyEval_RestoreThread(work.state);
+        }
         if (well)
             result = outcome(&work, adopt);
         else
