@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
 import os
 import threading
+import weakref
 
 import pytest
 
-from layerlimit.archive import pipeline
+from layerlimit.archive import buffers, pipeline
 
 PATIENCE = 60  # seconds after which it hangs
 
@@ -42,3 +44,34 @@ def test_all_go_on_however_fast_the_others_are(
     user.join(PATIENCE)
     assert not user.is_alive(), "the pipeline hangs"
     assert failures == []
+
+
+@pytest.mark.parametrize("to_the_end", [True, False])
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
+def test_buffers_are_gone_with_the_source(
+    monkeypatch: pytest.MonkeyPatch, *, compressed: bool, to_the_end: bool
+) -> None:
+    """And not when the garbage collector comes by, which may take a daemon that unpacks images long."""
+    made = []
+
+    def large_buffer(size: int) -> memoryview:
+        buffer = buffers.large_buffer(size)
+        made.append(weakref.ref(buffer.obj))
+        return buffer
+
+    monkeypatch.setattr(pipeline, "large_buffer", large_buffer)
+    content = os.urandom(256 * 1024) + bytes(3 * pipeline.CHUNK)
+    stream = io.BytesIO(gzip.compress(content, 1) if compressed else content)
+    gc.disable()
+    try:
+        with pipeline.Source(stream) as source:
+            assert source.chunk()
+            while to_the_end and source.chunk():
+                pass
+        for thread in threading.enumerate():
+            if thread.name.startswith("layer-"):
+                thread.join(PATIENCE)
+        assert made
+        assert [reference() for reference in made if reference() is not None] == []
+    finally:
+        gc.enable()

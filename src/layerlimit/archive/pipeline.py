@@ -177,7 +177,7 @@ class _Chunks:
     def release(self, chunk: _Chunk) -> None:
         with self._changed:
             chunk.users -= 1
-            if chunk.users == 0:
+            if chunk.users == 0 and self._failure is None:
                 self._spare.append(chunk.buffer)
                 self._changed.notify_all()
 
@@ -190,6 +190,13 @@ class _Chunks:
     def join(self, *, timeout: float | None = None) -> None:
         for thread in self._threads:
             thread.join(timeout)
+
+    def drop(self) -> None:
+        """Let go of all buffers, after :meth:`stop`; a thread that still has one does so when it ends."""
+        with self._changed:
+            for chunks in (self._ready, self._unhashed):
+                chunks.clear()
+            self._spare.clear()
 
     def finish(self) -> None:
         """Wait until the last chunk is hashed."""
@@ -257,7 +264,7 @@ class _Chunks:
             raise
         with self._changed:
             self._filling = False
-            if filled:
+            if filled and self._failure is None:
                 chunk = _Chunk(buffer, filled)
                 self._ready.append(chunk)
                 self._unhashed.append(chunk)
@@ -322,6 +329,10 @@ class Source:
         if reading is not None:
             # Nobody can interrupt a read, and who feeds the stream may be waiting for us.
             reading.join(timeout=None if self._stream_ended else 0.1)
+        # This object refers to itself: its megabytes would stay until the garbage collector comes by.
+        self._lent = self._first = self._raw_lent = self._own = None
+        if self._chunks is not None:
+            self._chunks.drop()
 
     def chunk(self) -> memoryview:
         """The next chunk, valid until the next call; empty at the end. Whole chunks but for the last one."""
