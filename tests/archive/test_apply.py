@@ -15,13 +15,17 @@ import sys
 import tarfile
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from layerlimit.archive import Applied, Form, Limits, apply
 from layerlimit.errors import Error, InvalidArgument, OutOfSpace, PermissionDenied
+from layerlimit.linux.files import sync_file_system
+from layerlimit.linux.mount import unmount
 from tests.archive import naive
 from tests.archive.archives import MTIME, archive, device, entry, file, folder, hardlink, symlink
 from tests.archive.attack_case import deleted, opaque
@@ -433,6 +437,49 @@ def test_one_sync_for_a_durable_layer(*, durable: bool, root: Path, tmp_path: Pa
     )
     assert len(re.findall(r"sync\w*\(", said.stderr)) == durable
     assert ("syncfs(" in said.stderr) == durable
+
+
+@pytest.mark.lane("loop")
+def test_a_failed_write_is_told_even_if_another_sync_heard_of_it(tmp_path: Path) -> None:
+    """The kernel tells everybody who has the file system open, once, and nobody who opens it later."""
+    host, disk = tmp_path / "host", tmp_path / "disk"
+    host.mkdir()
+    disk.mkdir()
+    image, filler = host / "image", host / "filler"
+    layer = io.BytesIO(archive(file(b"large", os.urandom(24 << 20))))
+
+    class Stream:
+        heard = ""
+
+        def read(self, size: int) -> bytes:
+            if layer.tell() >= 20 << 20 and not self.heard:
+                large = disk / "layer/large"
+                while not (large.exists() and large.stat().st_size >= 12 << 20):
+                    time.sleep(0.01)
+                try:
+                    sync_file_system(disk)
+                except OSError as error:
+                    self.heard = str(error)
+                filler.unlink()  # the rest can be written
+            return layer.read(min(size, 1 << 20))
+
+    with ExitStack() as undoing:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", host], check=True)
+        undoing.callback(unmount, host)
+        image.touch()
+        os.truncate(image, 64 << 20)
+        plain = ["-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=0,nodiscard", "-N", "64"]
+        subprocess.run(["mke2fs", *plain, image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+        undoing.callback(unmount, disk)
+        (disk / "layer").mkdir()
+        sync_file_system(disk)
+        room = os.statvfs(host)
+        filler.write_bytes(os.urandom(room.f_bavail * room.f_frsize - (4 << 20)))
+        stream = Stream()
+        with pytest.raises(Error, match="to disk"):
+            apply(stream, disk / "layer", form=Form.OVERLAY)
+        assert "syncfs" in stream.heard
 
 
 # ---- others who change the tree meanwhile ----------------------------------------------------------

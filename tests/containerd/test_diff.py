@@ -26,6 +26,7 @@ from layerlimit.containerd.snapshots import Class, Snapshots
 from layerlimit.containerd.wire import diff_pb2 as wire
 from layerlimit.containerd.wire import mount_pb2
 from layerlimit.containerd.wire.descriptor_pb2 import Descriptor
+from layerlimit.containerd.writing_out import WritingOut
 from layerlimit.store import Info
 from layerlimit.union import Mount
 from tests.archive import trees
@@ -180,6 +181,26 @@ def test_blobs_become_layers(served: Served, tmp_path: Path, limit: Limit | None
         assert sorted(each.name for each in (path / "etc").iterdir()) == ["kept", "new"]
         assert list((path / "hidden").iterdir()) == []
         assert (path / "etc").stat().st_mode & 0o777 == 0o710
+
+
+def test_the_last_sync_hears_of_every_failed_write(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes by a descriptor from before the first; tests/archive/test_apply.py has what it would miss."""
+    sync, names = served.store.driver.sync, []
+
+    def watched(id: str, *, opened: int) -> None:
+        assert os.path.samestat(os.fstat(opened), (served.store.root / "diff" / id).stat())
+        sync(id, opened=opened)
+
+    def opening(self: WritingOut) -> WritingOut:
+        names.extend(os.listdir(self._directory))
+        return enter(self)
+
+    enter = WritingOut.__enter__
+    monkeypatch.setattr(served.store.driver, "sync", watched)
+    monkeypatch.setattr(WritingOut, "__enter__", opening)
+    served.apply(served.snapshots.prepare("base", "", {}), LOWER, TAR)
+    assert [served.snapshots.stat("base").id] == [each.id for each in served.told]
+    assert names == []
 
 
 def test_what_is_not_ours_is_left_to_others(served: Served, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from layerlimit.archive.pipeline import Readable, Source
 from layerlimit.archive.reader import Reader
 from layerlimit.archive.tarformat import printable
 from layerlimit.errors import Error, InvalidArgument, OutOfSpace, from_os_error
-from layerlimit.linux.files import sync_file_system
+from layerlimit.linux.files import sync_file_system_of
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What a hostile or broken archive can bring about by its names and types.
@@ -114,7 +114,7 @@ def apply(
         reader.drain()
         try:
             if durable:
-                sync_file_system(root)
+                sync_file_system_of(tree.fd, root)
         except OSError as error:
             raise from_os_error(error, f"write layer {root} to disk") from error
         return Applied(

@@ -120,9 +120,9 @@ class Differ:
                     durable=False,
                 )
                 blob.drain()
+                self._store.driver.sync(info.id, opened=stream.opened)
             for warning in applied.warnings:
                 log.warning("%s: %s", info.name, warning)
-            self._store.driver.sync(info.id)
         self._synced(info)
         found = descriptor_pb2.Descriptor(media_type=_TAR, digest=applied.diff_id, size=applied.tar_bytes)
         return wire.ApplyResponse(applied=found)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from layerlimit.linux.files import sync_file_system
+from layerlimit.linux.files import sync_file_system_of
 
 if TYPE_CHECKING:
     import io
@@ -21,8 +22,8 @@ class WritingOut:
     """The stream ``blob``; ``directory``'s file system is synced each time :data:`EVERY` bytes were read.
 
     A context manager, for one reader; a thread syncs. So the sync that makes a layer durable waits for its
-    last piece instead of all of it; a small one is left to it. The kernel tells of a failed write once:
-    leaving raises the OSError.
+    last piece instead of all of it; a small one is left to it, which goes by :attr:`opened` as well. The
+    kernel tells a descriptor of a failed write once: leaving raises the OSError.
     """
 
     def __init__(self, blob: io.RawIOBase, directory: Path) -> None:
@@ -35,6 +36,8 @@ class WritingOut:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        #: A descriptor of ``directory`` from before the first byte was read.
+        self.opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return self
 
     def __exit__(
@@ -44,6 +47,7 @@ class WritingOut:
             self._ended = True
             self._due.set()
             self._thread.join()
+        os.close(self.opened)
         if self._failure is not None and error is None:
             raise self._failure
 
@@ -75,7 +79,7 @@ class WritingOut:
             if self._ended:
                 return
             try:
-                sync_file_system(self._directory)
+                sync_file_system_of(self.opened, self._directory)
             except OSError as error:
                 self._failure = error
                 return

@@ -326,15 +326,21 @@ class Driver:
                 self._holds.set_engine(key, True)
             raise
 
-    def sync(self, id: str) -> None:
-        """Make everything written to the layer durable: its image, or the root's file system, is synced."""
+    def sync(self, id: str, *, opened: int | None = None) -> None:
+        """Make everything written to the layer durable: its image, or the root's file system, is synced.
+
+        ``opened`` is a descriptor in the layer from before the first write: no failure since is missed, even
+        if somebody else's sync of that file system was told of it.
+        """
         with self._locks.hold(check_id(id)):
             layer = self._records.load(id)
             try:
-                if layer.record is None:
-                    files.sync_file_system(self._layout.diff(id))
-                else:
+                if layer.record is not None:
                     self._limiter.sync(id)
+                elif opened is not None:
+                    files.sync_file_system_of(opened, self._layout.diff(id))
+                else:
+                    files.sync_file_system(self._layout.diff(id))
             except OSError as error:
                 raise from_os_error(error, f"sync layer {id}") from error
 

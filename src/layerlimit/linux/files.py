@@ -141,9 +141,18 @@ def sync_file_system(path: Path) -> None:
     """syncfs: write everything of the file system that holds ``path``, and learn of errors."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        check(_syncfs(fd), "syncfs", path)
+        sync_file_system_of(fd, path)
     finally:
         os.close(fd)
+
+
+def sync_file_system_of(fd: int, path: Path) -> None:
+    """The same, by a descriptor of ``path``, which is told of every write that failed since it was opened.
+
+    One that is opened for the sync is told of what nobody has heard yet. Where others sync as well, be they
+    of this process, open it before the first write.
+    """
+    check(_syncfs(fd), "syncfs", path)
 
 
 def write_durably(path: Path, data: bytes, *, staging: Path | None = None, unique: bool = False) -> None:
