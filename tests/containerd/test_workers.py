@@ -87,6 +87,29 @@ def test_ends_when_what_was_queued_is_done() -> None:
         workers.submit(print)
 
 
+def test_nobody_takes_a_place_after_the_end() -> None:
+    """Or a thread would wait for calls for ever, and the process with it."""
+    before = set(threading.enumerate())
+    workers = Workers(1, 3)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def long() -> bool:
+        begun.set()
+        went_on = go_on.wait(SECONDS)
+        give_place()
+        return went_on
+
+    running = workers.submit(long)
+    assert begun.wait(SECONDS)
+    workers.shutdown(wait=False)
+    workers._watcher.join(SECONDS)
+    go_on.set()
+    assert running.result(SECONDS)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(SECONDS)
+    assert set(threading.enumerate()) == before
+
+
 def test_calls_can_be_dropped_at_the_end() -> None:
     workers = Workers(1, 1)
     begun, go_on = threading.Event(), threading.Event()

@@ -1,7 +1,7 @@
 """The threads that answer calls: a few, and more only while those are stuck.
 
 Threads of Python take turns at one lock, and give it up at each system call: with 32 that all have work, a
-start took 600 switches between threads and half again the processor time that it takes with two. But a call
+start took 600 switches between threads and a third more processor time than it takes with two. But a call
 may take long. One that knows it, since it unpacks a layer, gives its place to another thread. Others wait for
 a disk or a repair: when no call was begun for a moment while some are queued, a thread helps until none is
 queued. The moment is long: while a hundred containers start, threads get a processor late, and more of them
@@ -64,7 +64,7 @@ class Workers(Executor):
 
     def __init__(self, few: int, most: int) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._last: _Call | None = None  # that was begun
+        self._begun = object()  # another one with each call that is begun
         self._queued = threading.Event()
         self._idle = threading.Semaphore(0)  # threads that wait for one of the roles
         self._roles: SimpleQueue[_Role | None] = SimpleQueue()
@@ -104,7 +104,7 @@ class Workers(Executor):
             self._roles.put(role)
             return True
         with self._starting:
-            if len(self._threads) == self._most:
+            if len(self._threads) >= self._most:
                 return False
             thread = threading.Thread(target=self._live, args=[role], name=f"call-{len(self._threads)}")
             self._threads.append(thread)
@@ -134,7 +134,7 @@ class Workers(Executor):
             del call
 
     def _run(self, call: _Call) -> None:
-        self._last = call
+        self._begun = object()
         call.run()
 
     def _next(self) -> _Call | None:
@@ -147,12 +147,12 @@ class Workers(Executor):
         while not (self._ended and self._calls.empty()):
             self._queued.wait()
             self._queued.clear()
-            last = self._last
+            begun = self._begun
             time.sleep(_MOMENT)
             if self._calls.empty():
                 continue
             self._queued.set()
-            if self._last is last:
+            if self._begun is begun:
                 self._bring(_Role.HELP)
         with self._starting:
             self._most = 0  # no more of them
