@@ -51,6 +51,7 @@ enum {
     LONG_NUMBER = 12,
     LONGEST_NAME = PREFIX_SIZE + 1 + NAME_SIZE,
 };
+enum { NANOSECONDS = 1000000000 }; /* in a second */
 
 struct entry {
     enum { FILE_ENTRY = '0', SYMLINK_ENTRY = '2', DIRECTORY_ENTRY = '5', WHITEOUT_ENTRY = 0 } kind;
@@ -298,7 +299,8 @@ static bool make_siblings(struct work *work, int parent, struct entry *entry)
         made(work, entry);
         if (!next(work, entry))
             return false;
-    } while (entry->kind != DIRECTORY_ENTRY && entry->head_length == head_length && !memcmp(entry->path, head, head_length));
+    } while (entry->kind != DIRECTORY_ENTRY && entry->head_length == head_length
+             && memcmp(entry->path, head, head_length) == 0);
     return true;
 }
 
@@ -387,41 +389,49 @@ static int find_parent(struct work *work, const struct entry *entry)
     return fd;
 }
 
-/* Make entries until one is not for us; false with an exception set. The caller has let go of the interpreter lock. */
-static bool make_plain(struct work *work)
+/* Make ``entry`` and those that follow until one is not for us; false with an exception set. The caller has let go of
+ * the interpreter lock. */
+static bool make_plain(struct work *work, struct entry *entry)
 {
-    struct entry entry;
-    bool going = next(work, &entry);
+    bool going = true;
 
     while (going) {
-        int parent = find_parent(work, &entry), fd;
+        int parent = find_parent(work, entry), fd;
         struct directory *noted;
 
         if (parent < 0)
             return parent == -1;
-        if (entry.kind != DIRECTORY_ENTRY) {
-            going = make_siblings(work, parent, &entry);
+        if (entry->kind != DIRECTORY_ENTRY) {
+            going = make_siblings(work, parent, entry);
             continue;
         }
         if (!work->room)
             break;
-        noted = note(work, -1, entry.path, entry.path_length);
+        noted = note(work, -1, entry->path, entry->path_length);
         if (!noted)
             break;
-        fd = make_directory(work, parent, &entry);
+        fd = make_directory(work, parent, entry);
         if (fd < 0) {
             work->used--;
             break;
         }
         noted->fd = fd;
         noted->made = true;
-        noted->mode = entry.mode;
-        noted->mtime = entry.mtime;
-        made(work, &entry);
+        noted->mode = entry->mode;
+        noted->mtime = entry->mtime;
+        made(work, entry);
         work->room--;
-        going = next(work, &entry);
+        going = next(work, entry);
     }
     return true;
+}
+
+/* Close the directories that were made, which nobody will have. */
+static void close_made(const struct work *work)
+{
+    for (size_t at = 0; at < work->used; at++)
+        if (work->directories[at].made)
+            close(work->directories[at].fd);
 }
 
 /* Give the directories that were made to ``adopt``, and note in ``waiting`` what is to be set on them at the end.
@@ -432,7 +442,7 @@ static bool hand_over(const struct work *work, PyObject *adopt, char *waiting)
 
     for (size_t at = 0; at < work->used; at++) {
         const struct directory *one = &work->directories[at];
-        const int64_t time = (int64_t)one->mtime * 1000000000;
+        const int64_t time = (int64_t)one->mtime * NANOSECONDS;
         const struct waiting head = {.path_length = (uint32_t)one->length, .atime = time, .mtime = time};
 
         if (!one->made)
@@ -464,8 +474,10 @@ static PyObject *outcome(const struct work *work, PyObject *adopt)
         if (work->directories[at].made)
             length += sizeof(struct waiting) + work->directories[at].length;
     waiting = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
-    if (!waiting)
-        return NULL; /* the directories stay open: without memory for this, the process is at its end */
+    if (!waiting) {
+        close_made(work);
+        return NULL;
+    }
     if (!hand_over(work, adopt, PyBytes_AsString(waiting))) {
         Py_DECREF(waiting);
         return NULL;
@@ -508,15 +520,13 @@ static PyObject *extract(PyObject *module, PyObject *arguments)
 
         if (next(&work, &first)) { /* or the lock is not worth the trouble */
             work.state = PyEval_SaveThread();
-            well = make_plain(&work);
+            well = make_plain(&work, &first);
             PyEval_RestoreThread(work.state);
         }
         if (well)
             result = outcome(&work, adopt);
         else
-            for (size_t at = 0; at < work.used; at++)
-                if (work.directories[at].made)
-                    close(work.directories[at].fd);
+            close_made(&work);
         free(work.directories);
     }
     PyBuffer_Release(&chunk);
@@ -529,8 +539,8 @@ static bool set_directory_times(int root, const char *path, const struct waiting
     const struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC,
                                  .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV};
     const struct timespec times[2] = {
-        {.tv_sec = (time_t)(head->atime / 1000000000), .tv_nsec = (long)(head->atime % 1000000000)},
-        {.tv_sec = (time_t)(head->mtime / 1000000000), .tv_nsec = (long)(head->mtime % 1000000000)},
+        {.tv_sec = (time_t)(head->atime / NANOSECONDS), .tv_nsec = (long)(head->atime % NANOSECONDS)},
+        {.tv_sec = (time_t)(head->mtime / NANOSECONDS), .tv_nsec = (long)(head->mtime % NANOSECONDS)},
     };
     int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
     bool set;

@@ -89,7 +89,7 @@ class Extractor:
         regular, advance, kept, new_file = tar.REGULAR, reader.advance, tree.kept, self._new_file
         while True:
             if native.core is not None:
-                self._make_plain()
+                self._make_plain(native.core)
                 kept = tree.kept
             if not advance():
                 break
@@ -114,17 +114,15 @@ class Extractor:
             kept = tree.kept
         self._finish()
 
-    def _make_plain(self) -> None:
+    def _make_plain(self, core: native.Core) -> None:
         """Let the native core make the plain entries that come next; it stops at the first other one."""
-        assert native.core is not None
-        reader, tree = self._reader, self._tree
-        limits = (self._short, self._uid, self._gid, self._fix, self._deletions.in_place)
+        reader, tree, short = self._reader, self._tree, self._short
+        uid, gid, fix, whiteouts = self._uid, self._gid, self._fix, self._deletions.in_place
         chunk, start, end, most = reader.lend()
         while start < end:
             tree.begin()
-            room = tree.room
-            start, entries, size, name, waiting = native.core.extract(
-                chunk, start, end, tree.kept, tree.adopt, room, most, *limits
+            start, entries, size, name, waiting = core.extract(
+                chunk, start, end, tree.kept, tree.adopt, tree.room, most, short, uid, gid, fix, whiteouts
             )
             if name is None:
                 return

@@ -6,10 +6,40 @@ makes every entry; with it, those that need no decision are made without the int
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-core: ModuleType | None
+if TYPE_CHECKING:
+    from layerlimit.archive.contain import Directory
+
+
+class Core(NamedTuple):
+    """The functions of the native core, whose docstrings say what they do."""
+
+    extract: Callable[
+        [
+            memoryview,
+            int,
+            int,
+            dict[bytes, Directory],
+            Callable[[bytes, int, bool], object],
+            int,
+            int,
+            int,
+            int,
+            int,
+            int,
+            bool,
+        ],
+        tuple[int, int, int, bytes | None, bytes],
+    ]
+    set_times: Callable[[int, bytes, int], int]
+
+
+core: Core | None
 try:
-    from layerlimit.archive import _native as core
+    from layerlimit.archive import _native
 except ImportError:
     core = None
+else:
+    core = Core(_native.extract, _native.set_times)

@@ -194,8 +194,8 @@ class _Chunks:
     def drop(self) -> None:
         """Let go of all buffers, after :meth:`stop`; a thread that still has one does so when it ends."""
         with self._changed:
-            for chunks in (self._ready, self._unhashed):
-                chunks.clear()
+            self._ready.clear()
+            self._unhashed.clear()
             self._spare.clear()
 
     def finish(self) -> None:
