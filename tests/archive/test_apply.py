@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from layerlimit.archive import Applied, Form, Limits, apply
+from layerlimit.archive import Applied, Form, Limits, apply, native
 from layerlimit.errors import Error, InvalidArgument, OutOfSpace, PermissionDenied
 from layerlimit.linux.files import sync_file_system
 from layerlimit.linux.mount import unmount
@@ -480,6 +480,18 @@ def test_a_failed_write_is_told_even_if_another_sync_heard_of_it(tmp_path: Path)
         with pytest.raises(Error, match="to disk"):
             apply(stream, disk / "layer", form=Form.OVERLAY)
         assert "syncfs" in stream.heard
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_the_times_of_a_directory_do_not_go_to_what_a_link_in_its_place_leads_to(
+    core: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if core == "python":
+        monkeypatch.setattr(native, "core", None)
+    layer = archive(folder(b"a"), symlink(b"a", b"x"), file(b"a/f", b"through it"))
+    apply(io.BytesIO(layer), root, form=Form.OVERLAY, durable=False)
+    assert (root / "x/f").read_bytes() == b"through it"
+    assert (root / "x").stat().st_mtime > MTIME + 1
 
 
 # ---- others who change the tree meanwhile ----------------------------------------------------------

@@ -7,8 +7,8 @@
  * words. So it opens no path, follows no link, replaces or removes no name: there is one component, made anew
  * (O_EXCL, symlink, mknod, mkdir) below a descriptor that the kernel has resolved for contain.py.
  *
- * set_times() sets the times of directories once all is there. It resolves paths as contain.py does, with
- * RESOLVE_IN_ROOT, and stops as well at what it cannot do.
+ * set_times() sets the times of directories once all is there. It resolves paths as extract.py does, with
+ * RESOLVE_IN_ROOT and no link at the end, and stops as well at what it cannot do.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -536,7 +536,7 @@ static PyObject *extract(PyObject *module, PyObject *arguments)
 /* Set the times of a directory; false if something is in the way that is not for us to judge. */
 static bool set_directory_times(int root, const char *path, const struct waiting *head)
 {
-    const struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC,
+    const struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
                                  .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV};
     const struct timespec times[2] = {
         {.tv_sec = (time_t)(head->atime / NANOSECONDS), .tv_nsec = (long)(head->atime % NANOSECONDS)},

@@ -513,10 +513,6 @@ class Extractor:
             at = path_end + acl_length
 
     def _set_directory(self, path: bytes, acl: bytes, atime: int, mtime: int) -> None:
-        kept = self._tree.kept.get(path)
-        if kept is not None and not acl:
-            os.utime(kept.fd, ns=(atime, mtime))
-            return
         try:
             fd = openat2(self._tree.fd, path, _OPEN_DIRECTORY, resolve=_IN_ROOT)
         except OSError as error:
