@@ -34,6 +34,7 @@ from tests.archive.archives import archive as tar
 from tests.archive.archives import file, folder, hardlink, symlink
 from tests.archive.images import sha256
 from tests.containerd.blobs import KEPT, Liar, lying, pull, push, uploads
+from tests.driver.filling import upper_of
 from tests.engines import image
 from tests.engines.daemons import CURRENT, Containerd
 from tests.engines.island import island
@@ -173,7 +174,7 @@ def test_blobs_become_layers(served: Served, tmp_path: Path, limit: Limit | None
         )
         info = served.snapshots.stat(f"{name}-active")
         assert [each.id for each in served.told] == [info.id]
-        assert seen(served.store.root / "diff" / info.id) == wanted
+        assert seen(upper_of(mounts)) == wanted
         served.told.clear()
         served.snapshots.commit(f"{name}-active", name, parent, {})
         parent = name

@@ -1,8 +1,10 @@
-"""Writing until the limit says no."""
+"""Writing until the limit says no, and where an engine writes."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from layerlimit.union import Mount
 
 MIB = 1 << 20
 
@@ -29,3 +31,10 @@ def fill_inodes(directory: Path, most: int) -> tuple[int, int]:
     except OSError as error:
         return made, error.errno or -1
     return made, 0
+
+
+def upper_of(mounts: list[Mount]) -> Path:
+    """The directory that an engine writes to."""
+    (mount,) = mounts
+    options = dict(option.partition("=")[::2] for option in mount.options)
+    return Path(options.get("upperdir", mount.source))

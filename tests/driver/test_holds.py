@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from layerlimit import Driver, Limit
 from layerlimit.driver.holds import Holds, boot_id
 from layerlimit.errors import Busy
 from layerlimit.limit import MIB
+from layerlimit.linux import mountinfo
 from layerlimit.linux.mount import MNT_DETACH, unmount
 from tests import scratch
 from tests.driver import goroot
-from tests.driver.filling import fill
+from tests.driver.filling import fill, upper_of
 from tests.driver.processes import process
 
 pytestmark = pytest.mark.lane("root", "overlay", "loop")
@@ -256,6 +257,42 @@ def test_what_an_engine_was_given_stays_attached(driver: Driver, root: Path) -> 
     assert scratch.leftovers(root, patience=5) == []
     with driver.mounted("child") as path:
         assert os.listdir(path) == ["file"]
+
+
+def mounts_below(root: Path) -> list[Path]:
+    """What is mounted below a root."""
+    return [Path(entry.mount_point) for entry in mountinfo.below(root, mountinfo.read())]
+
+
+def test_all_that_reads_a_layer_sees_what_an_engine_writes(root: Path) -> None:
+    """An engine is told of img/<id>/upper, and nothing is at diff/<id> until somebody reads the layer."""
+    driver = Driver(root, "overlay")
+    driver.create("base", limit=LIMIT)
+    driver.create("child", "base", limit=LIMIT)
+    reading: dict[str, Callable[[str], object]] = {
+        "changes": lambda id: [change.path for change in driver.changes(id)],
+        "size": driver.diff_size,
+        "content": driver.content_id,
+        "diff": lambda id: driver.diff(id).read(),
+        "get": lambda id: (driver.get(id) / "file").read_text(),
+    }
+    for id in ("base", "child"):
+        for name, read in reading.items():
+            (upper_of(driver.mounts(id)) / "file").write_text("written by an engine")
+            driver.sync(id)
+            assert driver.is_mounted(id), name
+            assert [path for path in mounts_below(root) if path.name == id] == [root / "img" / id], name
+            there, usage = read(id), driver.usage(id)
+            assert not driver.is_empty(id), name
+            if name == "get":
+                driver.put(id)
+            driver.put(id)
+            assert not driver.is_mounted(id), name
+            if name != "get":
+                assert read(id) == there, name
+            assert driver.usage(id) == usage, name
+    assert driver.changes("child")[0].path == "/file"
+    driver.cleanup()
 
 
 def test_put_gives_back_what_an_engine_was_given(driver: Driver, root: Path) -> None:

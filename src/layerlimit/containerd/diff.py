@@ -196,7 +196,7 @@ class Differ:
         asked = _stack(mounts, mapped=True)
         info = self._find(asked)
         if asked.upper is not None:
-            return Branches(info, (self._store.root / "diff" / info.id, *asked.lowers))
+            return Branches(info, (asked.upper, *asked.lowers))
         return Branches(info, asked.lowers[1:])
 
     def _still_there(self, info: Info, context: grpc.ServicerContext) -> None:

@@ -129,8 +129,7 @@ class _Run:
             self._refuse_mounted(layer)
 
     def _refuse_mounted(self, layer: Layer) -> None:
-        paths = [self.layout.mnt(layer.id), self.layout.mnt(f"{layer.id}@ro"), self.layout.diff(layer.id)]
-        for path in (*paths, self.layout.root / "img" / layer.id):
+        for path in (*self.layout.shown(layer.id), self.layout.diff(layer.id)):
             if is_mount_point(path):
                 raise Busy(f"{path} is mounted", hint="stop what uses it and unmount it", code="root.mounted")
 

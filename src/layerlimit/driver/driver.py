@@ -288,6 +288,7 @@ class Driver:
     def mounts(self, id: str, *, read_only: bool = False) -> list[Mount]:
         """What an engine has to mount to see the layer. Its images are attached, nothing is mounted.
 
+        That of a limited layer itself is at ``img/<id>`` alone: ``diff/<id>`` shows it once it is read here.
         They stay attached until :meth:`release` (or a :meth:`put` without a get), :meth:`remove`,
         :meth:`cleanup` or the boot; call again after a reboot.
         """
@@ -297,7 +298,7 @@ class Driver:
             before = self._holds.of_engine(key)
             self._holds.begin_engine(key)
             try:
-                mounts = self._union.mounts(self._mounter.stack(layer, key, held, view=read_only))
+                mounts = self._union.mounts(self._mounter.stack(layer, key, held, view=read_only, bind=False))
                 if not before:
                     self._holds.set_engine(key, True)
                 return mounts
@@ -356,8 +357,7 @@ class Driver:
 
     def is_mounted(self, id: str) -> bool:
         """Whether the kernel shows a mount of the layer or of its view, at this moment; never waits."""
-        places = (self._layout.mnt(check_id(id)), self._layout.mnt(id + VIEW), self._layout.diff(id))
-        return any(map(is_mount_point, places))
+        return any(map(is_mount_point, self._layout.shown(check_id(id))))
 
     def parent(self, id: str) -> str:
         """The parent's id, ``""`` for a base; NotFound."""

@@ -8,7 +8,8 @@
   layers/<id>                the chain, nearest parent first; renamed into place and synced IS existence
   meta/<id>                  the limit; durable before layers/<id>; absent = a layer of the Go driver
   diff/<id>  work/<id>  mnt/<id>  mnt/<id>@ro
-  img/<id>                   where the image is mounted; its upper/ is bound at diff/<id>
+  img/<id>                   where the image is mounted; its upper/ is bound at diff/<id>, except while
+                               nobody but an engine uses the layer, which was told of img/<id>/upper
   containers_quota/<id>.ext4 the image
   holds/<id>/                who uses the mount
   children/<id>/<child>      an index of layers/, made anew at each boot
@@ -126,6 +127,14 @@ class Layout:
     def work(self, id: str) -> Path:
         return files.below(self.works, id)
 
+    def place(self, id: str) -> Path:
+        """Where the image of a layer is mounted."""
+        return files.below(self.places, id)
+
+    def shown(self, id: str) -> tuple[Path, ...]:
+        """Where a mount of the layer is, if there is any; what is at ``diff/<id>`` is also at its place."""
+        return self.mnt(id), self.mnt(f"{id}@ro"), self.place(id)
+
     def mnt(self, key: str) -> Path:
         """Where a layer, or its read-only view ``<id>@ro``, is mounted."""
         return files.below(self.mounts, key)
@@ -139,14 +148,14 @@ class Layout:
             ("meta", self.meta / id),
             ("holds", self.holds / id),
             ("holds-ro", self.holds / f"{id}@ro"),
-            ("img", self.places / id),
+            ("img", self.place(id)),
             ("mnt", self.mnt(id)),
             ("mnt-ro", self.mnt(f"{id}@ro")),
         ]
 
     def unshut(self, id: str) -> None:
         """Let the bare directories of a layer be written and deleted again; they are shut for its mounts."""
-        for path in (self.mnt(id), self.mnt(f"{id}@ro"), self.diff(id), self.places / id):
+        for path in (*self.shown(id), self.diff(id)):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # which a symbolic link is, too
                 files.set_immutable(path, False)
 

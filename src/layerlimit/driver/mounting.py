@@ -73,8 +73,10 @@ class Mounter:
 
     def is_mounted(self, layer: Layer, key: str) -> bool:
         """Whether people would say that it is mounted; a plain base is while somebody holds it."""
-        if layer.chain or layer.record is not None or key.endswith(VIEW):
+        if layer.chain or key.endswith(VIEW):
             return self.is_up(key)
+        if layer.record is not None:
+            return is_mount_point(self._layout.place(layer.id))
         return self._holds.count(key) > 0
 
     def count(self, key: str) -> int:
@@ -161,8 +163,11 @@ class Mounter:
         except Error:
             pass
 
-    def stack(self, layer: Layer, key: str, held: Held, *, view: bool = False) -> Stack:
-        """Attach every image that ``key`` needs, proven, and say which directories make it up."""
+    def stack(self, layer: Layer, key: str, held: Held, *, view: bool = False, bind: bool = True) -> Stack:
+        """Attach every image that ``key`` needs, proven, and say which directories make it up.
+
+        Without ``bind`` the layer's own image is not shown at ``diff/<id>``, which the stack does not name.
+        """
         limited = [id for id in layer.chain if self._is_limited(id)]
         held.add(limited)
         for id in limited:
@@ -180,7 +185,7 @@ class Mounter:
             work.mkdir(mode=0o711, exist_ok=True)
             delete_tree(f"{work}/{STAGE}")
             return Stack(lowers, upper, work)
-        place = self._attach(layer.id, layer.record, "", read_only=False)
+        place = self._attach(layer.id, layer.record, "", read_only=False, bind=bind)
         if place.work is not None:
             delete_tree(f"{place.work}/{STAGE}")
         return Stack(lowers, place.upper, place.work)
@@ -195,11 +200,13 @@ class Mounter:
             )
         return path
 
-    def _attach(self, id: str, record: Record | None, child: str, *, read_only: bool) -> Place:
+    def _attach(
+        self, id: str, record: Record | None, child: str, *, read_only: bool, bind: bool = True
+    ) -> Place:
         assert record is not None
         if child:
             self._holds.add_child(id, child)
-        place = self._limiter.attach(id, record, read_only=read_only)
+        place = self._limiter.attach(id, record, read_only=read_only, bind=bind)
         if place.fresh:
             self._drop_stale(id)
         return place
@@ -245,7 +252,7 @@ class Mounter:
 
     def _drop_stage(self, id: str) -> None:
         """Delete what a killed apply had made; an image that is not attached loses it when it is used."""
-        for work in (self._layout.work(id), f"{self._layout.places}/{id}/work"):
+        for work in (self._layout.work(id), f"{self._layout.place(id)}/work"):
             with contextlib.suppress(OSError):
                 delete_tree(f"{work}/{STAGE}")
 
@@ -307,7 +314,7 @@ class Mounter:
         """
         if self._layout.go:
             return
-        place = self._layout.root / "img" / id
+        place = self._layout.place(id)
         with contextlib.suppress(OSError):
             if is_mount_point(place) and not statfs(place).read_only:
                 mount.make_read_only(place)

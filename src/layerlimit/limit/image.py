@@ -2,7 +2,8 @@
 
     containers_quota/<id>.ext4   the image; its loop device inherits a flock on it
     img/<id>                     where it is mounted; upper/ and work/ inside
-    diff/<id>                    bind mount of upper/ (of the root of an image that the Go driver made)
+    diff/<id>                    bind mount of upper/ (of the root of an image that the Go driver made), once
+                                 somebody reads or mounts the layer through us
 
 **One attachment.** The flock is taken before LOOP_CONFIGURE and lives in the device's open file: whoever
 cannot take it looks for the live device of the image and mounts that, so that a place whose mounts were
@@ -126,8 +127,8 @@ class ImageLimiter:
 
     # -- attach ------------------------------------------------------------------------------------
 
-    def attach(self, id: str, record: Record, *, read_only: bool = False) -> Place:
-        place, bind = self._place(id), self._upper_bind(id)
+    def attach(self, id: str, record: Record, *, read_only: bool = False, bind: bool = True) -> Place:
+        place = self._place(id)
         try:
             image = self._stat(id)
             fresh = False
@@ -140,7 +141,8 @@ class ImageLimiter:
                     self._make_writable(id)
             upper = place if record.rooted else files.below(place, "upper")
             work = None if record.rooted else files.below(place, "work")
-            self._bind(id, upper, bind)
+            if bind:
+                self._bind(id, upper, self._upper_bind(id))
         except OSError as error:
             raise from_os_error(error, f"attach the image of layer {id}") from error
         return Place(upper=upper, work=work, fresh=fresh)

@@ -113,8 +113,12 @@ class Limiter(Protocol):
         is called before the place is made durable.
         """
 
-    def attach(self, id: str, record: Record, *, read_only: bool = False) -> Place:
-        """Make sure that ``diff/<id>`` is the limited place of ``id``, proven, or raise. Idempotent."""
+    def attach(self, id: str, record: Record, *, read_only: bool = False, bind: bool = True) -> Place:
+        """Make sure that ``diff/<id>`` is the limited place of ``id``, proven, or raise. Idempotent.
+
+        Without ``bind`` the place is there and proven, but ``diff/<id>`` may be empty: for whoever is told of
+        the place itself. Each mount of the machine is read again and again while containers start.
+        """
 
     def detach(self, id: str) -> None:
         """Undo :meth:`attach`; Busy when a process uses the place. Idempotent."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from layerlimit.driver.layout import Layout
-from layerlimit.driver.mounting import VIEW
 from layerlimit.driver.records import Records
 from layerlimit.errors import Error
 from layerlimit.limit import ImageLimiter
@@ -27,8 +26,7 @@ class Gauges:
         """The layer ``id``; limit and usage are those of one that is ``limited`` and active."""
         gauge = Gauge(namespace, name, id, kind)
         with contextlib.suppress(Error, OSError):  # removed meanwhile, or damaged: check tells
-            places = (self._layout.mnt(id), self._layout.mnt(id + VIEW), self._layout.diff(id))
-            gauge = replace(gauge, mounted=any(map(is_mount_point, places)))
+            gauge = replace(gauge, mounted=any(map(is_mount_point, self._layout.shown(id))))
             if limited and kind is Kind.ACTIVE:
                 gauge = self._measured(gauge)
         return gauge
