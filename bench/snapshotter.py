@@ -2,7 +2,8 @@
 
 A current containerd (scripts/engines) runs on the disk to measure, with ``layerlimit serve`` behind it as
 two classes: ``limited`` gives every container a hard limit of 1 GiB, ``free`` none. containerd's erofs
-snapshotter (scripts/erofs) limits every container to 1 GiB, too. The snapshotters take turns in every round.
+snapshotter (scripts/erofs) limits every container to 1 GiB, too. The snapshotters take turns in every round,
+of which each begins with another one.
 Calls go through containerd, whose database has the same part in all of them; a removal there only marks, so
 that of layerlimit is timed on its own socket. Processor time is that of the daemons with what they ran to its
 end, from the beginning of one turn to that of the next, so with what is deleted later.
@@ -105,6 +106,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _engines(ground: Island) -> tuple[Containerd, Snapshotter]:
+    state = ground.directory / "state"
+    state.mkdir()
+    ground.run("mount", "-t", "tmpfs", "tmpfs", state)  # as is /run, where it usually is
     options = ("--containerd", ground.directory / "ctd.sock")
     layerlimit = Snapshotter(ground, (f"{LIMITED}=1GiB", FREE, f"{ASIDE}=64MiB"), options).start()
     names = (LIMITED, FREE)
@@ -210,14 +214,20 @@ def _rounds(
     """Seconds of each round, and processor seconds of each daemon in all of them, by snapshotter."""
     times: dict[str, list[float]] = {name: [] for name in names}
     used = {name: [0.0 for _ in daemons] for name in names}
-    for _ in range(rounds):
-        for name in names:
+    for number in range(rounds):
+        for name in _turns(names, number):
             before = list(map(_processor, daemons))
             times[name].append(_timed(lambda name=name: work(name)))  # type: ignore[misc]
             time.sleep(SETTLE)  # what was removed is deleted
-            for number, pid in enumerate(daemons):
-                used[name][number] += _processor(pid) - before[number]
+            for which, pid in enumerate(daemons):
+                used[name][which] += _processor(pid) - before[which]
     return times, used
+
+
+def _turns(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round. Nobody is always the one who comes after what another has left behind."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def _processor(pid: int) -> float:
@@ -294,8 +304,8 @@ def _pull_in_turns(
     """Of each pull the seconds until it has ended and until a sync has, and of processor, by snapshotter."""
     pids = (layerlimit.daemon.pid, engine.daemon.pid)
     pulls: dict[str, list[tuple[float, float, float, float]]] = {snapshotter: [] for snapshotter in names}
-    for _ in range(rounds):
-        for snapshotter in names:
+    for number in range(rounds):
+        for snapshotter in _turns(names, number):
             ours, theirs = map(_processor, pids)
             start = time.perf_counter()
             engine.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, name, seconds=600)
