@@ -30,13 +30,23 @@ class Watch(grpc.ServerInterceptor):
 
     def __init__(self, answered: Answered | None = None) -> None:
         self._answered = answered
+        self._watched: dict[str, Any] = {}  # by the method's whole name
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Wrap the handler of a method; one that is not served has none, and gets no series."""
-        handler = continuation(details)
+        """Wrap the handler of a method; one that is not served has none, and gets no series.
+
+        It is asked for with every call; a method has the same handler for as long as it is served.
+        """
+        watched = self._watched.get(details.method)
+        if watched is None:
+            watched = self._watch(details.method.rpartition("/")[2], continuation(details))
+            if watched is not None:
+                self._watched[details.method] = watched
+        return watched
+
+    def _watch(self, rpc: str, handler: Any) -> Any:
         if handler is None or handler.request_streaming:
             return handler
-        rpc = details.method.rpartition("/")[2]
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._stream(rpc, handler.unary_stream),
