@@ -45,14 +45,14 @@ def uploads(containerd: Containerd) -> list[Path]:
 class Liar:
     """Answers every Read with ``answer``, and breaks every Write off after ``room`` bytes.
 
-    With ``stalls`` a Read does not end until its client gives up; ``reading`` is set once it stalls.
+    With ``stalls`` a Read or Write does not end until its client gives up; ``stalled`` counts those.
     """
 
     def __init__(self, answer: bytes = b"", *, room: int = 0, stalls: bool = False) -> None:
         self.answer = answer
         self.room = room
         self.stalls = stalls
-        self.reading = threading.Event()
+        self.stalled = threading.Semaphore(0)
         self.aborted: list[str] = []
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
@@ -76,13 +76,17 @@ class Liar:
     def _read(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         for start in range(0, len(self.answer), 1000):
             yield wire.ReadContentResponse(offset=start, data=self.answer[start : start + 1000])
+        self._stall(context)
+
+    def _stall(self, context: grpc.ServicerContext) -> None:
         if self.stalls:
             given_up = threading.Event()
-            self.reading.set()
+            self.stalled.release()
             if context.add_callback(given_up.set):
                 given_up.wait()
 
     def _write(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        self._stall(context)
         for request in requests:
             if request.offset + len(request.data) > self.room:
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no space left on device")

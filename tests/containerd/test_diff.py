@@ -26,6 +26,8 @@ from layerlimit.containerd.snapshots import Class, Snapshots
 from layerlimit.containerd.wire import diff_pb2 as wire
 from layerlimit.containerd.wire import mount_pb2
 from layerlimit.containerd.wire.descriptor_pb2 import Descriptor
+from layerlimit.containerd.workers import Workers
+from layerlimit.containerd.workers import _Role as Role
 from layerlimit.containerd.writing_out import WritingOut
 from layerlimit.store import Info
 from layerlimit.union import Mount
@@ -295,10 +297,43 @@ def test_a_caller_that_gives_up_does_not_keep_the_layer(tmp_path: Path) -> None:
                 response_deserializer=wire.ApplyResponse.FromString,
             )
             call = method.future(request, metadata=CALLER.metadata)
-            assert liar.reading.wait(30)
+            assert liar.stalled.acquire(timeout=30)
             call.cancel()
             served.snapshots.commit("active", "base", "", {})  # which waits for the layer
         assert served.told == []
+
+
+@pytest.mark.parametrize("name", ["Apply", "Diff"])
+def test_long_calls_hold_up_no_other(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are threads for all calls; nobody comes to help."""
+    bring = Workers._bring
+    monkeypatch.setattr(Workers, "_bring", lambda self, role: role is Role.SERVE and bring(self, role))
+    liar = Liar(LOWER[:5000], stalls=True)
+    with lying(tmp_path, liar) as content, service(tmp_path, content) as served:
+        asked: list[Any]
+        if name == "Apply":
+            asked = [
+                wire.ApplyRequest(
+                    diff=Descriptor(media_type=TAR, digest=sha256(LOWER)),
+                    mounts=wired(served.snapshots.prepare(f"active{number}", "", {})),
+                )
+                for number in range(2)
+            ]
+        else:
+            mounts = wired(served.snapshots.prepare("active", "", {}))
+            asked = [wire.DiffRequest(right=mounts, media_type=TAR, ref=f"r{number}") for number in range(2)]
+        with grpc.insecure_channel(f"unix:{served.directory}/diff.sock") as channel:
+            method: grpc.UnaryUnaryMultiCallable[Any, bytes] = channel.unary_unary(
+                f"/{SERVICE}/{name}", request_serializer=lambda request: request.SerializeToString()
+            )
+            metadata = Caller("default", lease="kept").metadata
+            calls = [method.future(request, metadata=metadata) for request in asked]
+            assert all(liar.stalled.acquire(timeout=30) for _ in calls)
+            with pytest.raises(grpc.RpcError) as caught:
+                method(type(asked[0])(), metadata=metadata, timeout=30)
+            assert caught.value.code() is UNIMPLEMENTED
+            for call in calls:
+                call.cancel()
 
 
 # ---- diff ------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def make_snapshots(node: Node) -> str:
 
 
 def unit_disturbs_nothing(node: Node) -> None:
-    """The daemon is killed and stopped while a container writes: mounts, writer and limit stay."""
+    """The daemon is killed, restarted and stopped while a container writes: mounts, writer and limit stay."""
     mounted = mounts_of_container(node)
     directory = node.sh("stat -c %i-%a /run/layerlimit")
     assert directory.endswith("-750\n")
@@ -125,6 +125,10 @@ def unit_disturbs_nothing(node: Node) -> None:
     assert node.sh("systemctl show -P NRestarts layerlimit") == "1\n"
     assert node.sh("cat /proc/$(systemctl show -P MainPID layerlimit)/oom_score_adj") == "-999\n"
     length = int(node.inside("limited", "stat -c %s /written"))
+    node.sh("systemctl restart layerlimit")
+    assert node.active("layerlimit", "containerd", "docker"), node.sh(STATUS)
+    assert mounts_of_container(node) == mounted
+    node.sh(f"ctr snapshots --snapshotter {SMALL} info limited")
     node.sh("systemctl stop layerlimit")
     assert mounts_of_container(node) == mounted
     # Containers that have the socket's directory mounted go on with the same one.
@@ -134,7 +138,7 @@ def unit_disturbs_nothing(node: Node) -> None:
     logged = node.sh("journalctl --sync; journalctl -o cat _SYSTEMD_UNIT=layerlimit.service")
     messages = [json.loads(line)["message"] for line in logged.splitlines()]
     assert messages[-1] == "ending"
-    assert len([message for message in messages if message.startswith("serving")]) == 2
+    assert len([message for message in messages if message.startswith("serving")]) == 3
 
 
 def mounts_of_container(node: Node) -> list[str]:
