@@ -8,7 +8,7 @@ import io
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
@@ -94,10 +94,13 @@ class ContentStore:
             call.cancel()
 
     @contextlib.contextmanager
-    def write(self, caller: Caller, ref: str) -> Iterator[Upload]:
+    def write(
+        self, caller: Caller, ref: str, *, until: Callable[[Callable[[], None]], bool] = lambda _: True
+    ) -> Iterator[Upload]:
         """A new blob under the name ``ref`` while it is written; one that is not committed leaves nothing.
 
-        What an upload of that name left is overwritten.
+        What an upload of that name left is overwritten. ``until`` is given what ends the upload, from another
+        thread, and says whether it is to go on at all.
         """
         write = self._channel().stream_stream(
             f"/{_SERVICE}/Write",
@@ -105,7 +108,14 @@ class ContentStore:
             response_deserializer=wire.WriteContentResponse.FromString,
         )
         requests: SimpleQueue[Any] = SimpleQueue()
-        upload = Upload(requests, write(iter(requests.get, None), metadata=caller.metadata))
+        call = write(iter(requests.get, None), metadata=caller.metadata)
+
+        def end() -> None:
+            call.cancel()
+
+        if not until(end):
+            end()
+        upload = Upload(requests, call)
         try:
             upload.begin(ref)
             yield upload

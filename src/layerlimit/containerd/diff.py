@@ -171,7 +171,7 @@ class Differ:
         ref = request.ref or f"layerlimit-{secrets.token_hex(8)}"
         caller = self._content.leased(_caller(context))
         upper, *lowers = right.directories
-        with self._content.write(caller, ref) as upload:
+        with self._content.write(caller, ref, until=context.add_callback) as upload:
             written = archive.write(
                 upper,
                 upload,
