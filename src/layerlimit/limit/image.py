@@ -2,8 +2,7 @@
 
     containers_quota/<id>.ext4   the image; its loop device inherits a flock on it
     img/<id>                     where it is mounted; upper/ and work/ inside
-    diff/<id>                    bind mount of upper/ (of the root of an image that the Go driver made), once
-                                 somebody reads or mounts the layer through us
+    diff/<id>                    bind mount of upper/ (of the root of an image of the Go driver), if asked for
 
 **One attachment.** The flock is taken before LOOP_CONFIGURE and lives in the device's open file: whoever
 cannot take it looks for the live device of the image and mounts that, so that a place whose mounts were
@@ -142,7 +141,7 @@ class ImageLimiter:
             upper = place if record.rooted else files.below(place, "upper")
             work = None if record.rooted else files.below(place, "work")
             if bind:
-                self._bind(id, upper, self._upper_bind(id))
+                self._bind(id, upper)
         except OSError as error:
             raise from_os_error(error, f"attach the image of layer {id}") from error
         return Place(upper=upper, work=work, fresh=fresh)
@@ -163,7 +162,7 @@ class ImageLimiter:
         return found
 
     def _is_mounted(self, id: str, image: os.stat_result) -> bool:
-        """Whether img/<id> is a mount, which then must be of this very image and still fit it."""
+        """Whether img/<id> is a mount, which then must be of this very image."""
         place = self._place(id)
         try:
             here = statx(place)
@@ -187,8 +186,6 @@ class ImageLimiter:
                 hint="the image was replaced in use; put the original back, or unmount all of it",
                 code="image.swapped",
             )
-        with self._opened(id, os.O_RDONLY) as fd:
-            ext4.read_superblock(fd, self.image(id))
         return True
 
     @contextlib.contextmanager
@@ -318,9 +315,9 @@ class ImageLimiter:
             context.set_flag("rw")
             context.reconfigure()
 
-    def _bind(self, id: str, upper: Path, bind: Path) -> None:
+    def _bind(self, id: str, upper: Path) -> None:
         """Have ``diff/<id>`` be the upper of the proven place, replacing anything stale there."""
-        want = statx(upper)
+        bind, want = self._upper_bind(id), statx(upper)
         try:
             have = statx(bind)
         except FileNotFoundError:
