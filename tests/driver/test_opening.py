@@ -220,6 +220,11 @@ def test_relative_and_linked_roots(ground: Path, monkeypatch: pytest.MonkeyPatch
     exercise(Driver("here/root"), limit=LIMIT)
     (ground / "link").symlink_to("here")
     exercise(Driver("link/root"), limit=LIMIT)
+    (ground / "linked").symlink_to("here/linked")
+    with pytest.raises(Error, match="linked"):
+        Driver("linked")  # to nothing
+    (ground / "here/linked").mkdir()
+    exercise(Driver("linked"), limit=LIMIT)
     driver = Driver("here/root")
     driver.create("1")
     monkeypatch.chdir("/")

@@ -224,7 +224,7 @@ def make_directories(root: Path) -> None:
     a layer made beside others that were just deleted took seconds longer, and a container's start a third. So
     each directory of the root, and each layer in ``diff``, gets a part of the disk of its own.
     """
-    files.keep_apart(root)
+    files.keep_apart(f"{root}/.")  # it may be a link
     for name in _DIRECTORIES:
         (root / name).mkdir(mode=0o700, exist_ok=True)
     files.keep_apart(root / "diff")
