@@ -14,9 +14,8 @@ import pytest
 
 from layerlimit import Driver, Limit
 from layerlimit.driver.holds import Holds, boot_id
-from layerlimit.errors import Busy
+from layerlimit.errors import Busy, Error
 from layerlimit.limit import MIB
-from layerlimit.linux import mountinfo
 from layerlimit.linux.mount import MNT_DETACH, unmount
 from tests import scratch
 from tests.driver import goroot
@@ -259,11 +258,6 @@ def test_what_an_engine_was_given_stays_attached(driver: Driver, root: Path) -> 
         assert os.listdir(path) == ["file"]
 
 
-def mounts_below(root: Path) -> list[Path]:
-    """What is mounted below a root."""
-    return [Path(entry.mount_point) for entry in mountinfo.below(root, mountinfo.read())]
-
-
 def test_all_that_reads_a_layer_sees_what_an_engine_writes(root: Path) -> None:
     """An engine is told of img/<id>/upper, and nothing is at diff/<id> until somebody reads the layer."""
     driver = Driver(root, "overlay")
@@ -281,7 +275,9 @@ def test_all_that_reads_a_layer_sees_what_an_engine_writes(root: Path) -> None:
             (upper_of(driver.mounts(id)) / "file").write_text("written by an engine")
             driver.sync(id)
             assert driver.is_mounted(id), name
-            assert [path for path in mounts_below(root) if path.name == id] == [root / "img" / id], name
+            assert [path for path in scratch.mounts_below(root) if path.name == id] == [root / "img" / id], (
+                name
+            )
             there, usage = read(id), driver.usage(id)
             assert not driver.is_empty(id), name
             if name == "get":
@@ -293,6 +289,34 @@ def test_all_that_reads_a_layer_sees_what_an_engine_writes(root: Path) -> None:
             assert driver.usage(id) == usage, name
     assert driver.changes("child")[0].path == "/file"
     driver.cleanup()
+
+
+def test_a_sync_tells_of_a_write_that_failed_before_another_sync(tmp_path: Path) -> None:
+    """By a descriptor from before it; whoever opens the layer later is told nothing any more."""
+    goroot.run("mount", "-t", "tmpfs", "-o", "size=48m", "none", tmp_path)
+    driver = Driver(tmp_path / "root")
+    try:
+        driver.create("limited", limit=Limit(32 * MIB, ephemeral=True))
+        upper = upper_of(driver.mounts("limited"))
+        opened = os.open(upper, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            driver.sync("limited", opened=opened)
+            room = os.statvfs(tmp_path)
+            (tmp_path / "filler").write_bytes(os.urandom(room.f_bavail * room.f_frsize - 4 * MIB))
+            (upper / "large").write_bytes(os.urandom(24 * MIB))
+            with pytest.raises(Error):
+                driver.sync("limited")
+            (tmp_path / "filler").unlink()
+            driver.sync("limited")
+            with pytest.raises(Error):
+                driver.sync("limited", opened=opened)
+            driver.sync("limited", opened=opened)
+        finally:
+            os.close(opened)
+    finally:
+        driver.cleanup()
+        driver.close()
+        goroot.run("umount", tmp_path)
 
 
 def test_put_gives_back_what_an_engine_was_given(driver: Driver, root: Path) -> None:

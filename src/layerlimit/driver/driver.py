@@ -288,7 +288,8 @@ class Driver:
     def mounts(self, id: str, *, read_only: bool = False) -> list[Mount]:
         """What an engine has to mount to see the layer. Its images are attached, nothing is mounted.
 
-        That of a limited layer itself is at ``img/<id>`` alone: ``diff/<id>`` shows it once it is read here.
+        That of a limited layer to write to is at ``img/<id>`` alone: ``diff/<id>`` shows it once it is read
+        here.
         They stay attached until :meth:`release` (or a :meth:`put` without a get), :meth:`remove`,
         :meth:`cleanup` or the boot; call again after a reboot.
         """
@@ -336,11 +337,11 @@ class Driver:
         with self._locks.hold(check_id(id)):
             layer = self._records.load(id)
             try:
+                if opened is not None:
+                    files.sync_file_system_of(opened, self._layout.diff(id))
                 if layer.record is not None:
                     self._limiter.sync(id)
-                elif opened is not None:
-                    files.sync_file_system_of(opened, self._layout.diff(id))
-                else:
+                elif opened is None:
                     files.sync_file_system(self._layout.diff(id))
             except OSError as error:
                 raise from_os_error(error, f"sync layer {id}") from error
