@@ -47,6 +47,22 @@ class Caller:
         return (("containerd-namespace", self.namespace), *lease)
 
 
+#: Is given what ends a blob's transfer, from another thread: whoever waits for it raises. False: end it now.
+Until = Callable[[Callable[[], None]], bool]
+
+
+def _to_its_end(_: Callable[[], None]) -> bool:
+    return True
+
+
+def _cancel(call: Any, until: Until) -> None:
+    def end() -> None:
+        call.cancel()
+
+    if not until(end):
+        end()
+
+
 class ContentStore:
     """The content store of the containerd that listens at ``address``. Safe for threads.
 
@@ -78,7 +94,9 @@ class ContentStore:
             return self._opened
 
     @contextlib.contextmanager
-    def read(self, caller: Caller, digest: str, size: int = 0) -> Iterator[Blob]:
+    def read(
+        self, caller: Caller, digest: str, size: int = 0, *, until: Until = _to_its_end
+    ) -> Iterator[Blob]:
         """The blob ``digest``, to be read once; ``size`` is its length, 0 if it is not known."""
         if not _DIGEST.fullmatch(digest):
             raise InvalidArgument(f"{digest!r:.120} is no digest of a blob", code="blob.digest")
@@ -88,19 +106,17 @@ class ContentStore:
             response_deserializer=wire.ReadContentResponse.FromString,
         )
         call = read(wire.ReadContentRequest(digest=digest), metadata=caller.metadata)
+        _cancel(call, until)
         try:
             yield Blob(call, digest, size)
         finally:
             call.cancel()
 
     @contextlib.contextmanager
-    def write(
-        self, caller: Caller, ref: str, *, until: Callable[[Callable[[], None]], bool] = lambda _: True
-    ) -> Iterator[Upload]:
+    def write(self, caller: Caller, ref: str, *, until: Until = _to_its_end) -> Iterator[Upload]:
         """A new blob under the name ``ref`` while it is written; one that is not committed leaves nothing.
 
-        What an upload of that name left is overwritten. ``until`` is given what ends the upload, from another
-        thread, and says whether it is to go on at all.
+        What an upload of that name left is overwritten.
         """
         write = self._channel().stream_stream(
             f"/{_SERVICE}/Write",
@@ -109,12 +125,7 @@ class ContentStore:
         )
         requests: SimpleQueue[Any] = SimpleQueue()
         call = write(iter(requests.get, None), metadata=caller.metadata)
-
-        def end() -> None:
-            call.cancel()
-
-        if not until(end):
-            end()
+        _cancel(call, until)
         upload = Upload(requests, call)
         try:
             upload.begin(ref)
@@ -198,10 +209,6 @@ class Blob(io.RawIOBase):
         rest = memoryview(bytearray(1 << 20))
         while self.readinto(rest):
             pass
-
-    def cancel(self) -> None:
-        """End a read that waits, from another thread: it raises."""
-        self._call.cancel()
 
     def _verify(self) -> None:
         if not self._digest.endswith(f":{self._hash.hexdigest()}") or self._size not in (0, self._count):

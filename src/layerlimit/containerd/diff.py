@@ -105,11 +105,11 @@ class Differ:
             assert upper is not None
             owner = os.stat(upper)
             with (
-                self._content.read(caller, request.diff.digest, request.diff.size) as blob,
+                self._content.read(
+                    caller, request.diff.digest, request.diff.size, until=context.add_callback
+                ) as blob,
                 WritingOut(blob, upper) as stream,
             ):
-                if not context.add_callback(blob.cancel):
-                    blob.cancel()
                 applied = archive.apply(
                     stream,
                     upper,

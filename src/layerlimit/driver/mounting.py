@@ -166,7 +166,7 @@ class Mounter:
     def stack(self, layer: Layer, key: str, held: Held, *, view: bool = False, bind: bool = True) -> Stack:
         """Attach every image that ``key`` needs, proven, and say which directories make it up.
 
-        Without ``bind`` the layer's own image is not shown at ``diff/<id>``, which the stack does not name.
+        Without ``bind`` the image to write to is not shown at ``diff/<id>``, which the stack does not name.
         """
         limited = [id for id in layer.chain if self._is_limited(id)]
         held.add(limited)
